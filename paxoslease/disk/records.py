@@ -150,7 +150,9 @@ class Leader(NamedTuple):
 def pack_leader(leader: Leader, sector_size: int, bitmap: bytes = b"") -> bytes:
     """Return the sector of a sealed leader record, with a delta lease's bitmap if there is one."""
     raw = _LEADER.pack(*leader)
-    assert crc32c(raw[:LEADER_CRC_BYTES]) == leader.checksum, "a leader is sealed before it is packed"
+    assert crc32c(raw[:LEADER_CRC_BYTES]) == leader.checksum, (
+        "a leader is sealed before it is packed"
+    )
     assert len(bitmap) in (0, BITMAP_BYTES)
     if bitmap:
         raw = raw.ljust(BITMAP_OFFSET, b"\0") + bitmap
@@ -211,9 +213,7 @@ def parse_delta(data: bytes, where: Where, space_name: bytes | None) -> Leader:
     leader = unpack_leader(data)
     _check_version(leader, where, "delta lease", (DELTA_MAGIC,), DELTA_VERSION)
     if space_name is not None and not same_name(leader.space_name, space_name):
-        raise where.bad(
-            "delta lease", "space_name", space_name, cut_name(leader.space_name), -226
-        )
+        raise where.bad("delta lease", "space_name", space_name, cut_name(leader.space_name), -226)
     _check_leader_checksum(data, leader, where, "delta lease")
     return leader
 
@@ -418,7 +418,9 @@ def parse_request(data: bytes, where: Where) -> Request:
     """Return a request record, or raise BadRecord: -270 magic, -271 version."""
     request = Request._make(_REQUEST.unpack_from(data))
     if request.magic != REQUEST_MAGIC:
-        raise where.bad("request", "magic", f"{REQUEST_MAGIC:#010x}", f"{request.magic:#010x}", -270)
+        raise where.bad(
+            "request", "magic", f"{REQUEST_MAGIC:#010x}", f"{request.magic:#010x}", -270
+        )
     if request.version >> 16 != REQUEST_VERSION >> 16:
         expected = f"{REQUEST_VERSION:#010x}"
         raise where.bad("request", "version", expected, f"{request.version:#010x}", -271)

@@ -95,9 +95,7 @@ def acquire_waiting(
         if until_us is not None and now_us >= until_us:
             if until_us <= begun_us:
                 raise busy
-            raise WaitTimeout(
-                claim.space.name, claim.resource.name, now_us - begun_us, busy
-            )
+            raise WaitTimeout(claim.space.name, claim.resource.name, now_us - begun_us, busy)
         sighting = yield from _await_chance(claim, busy, until_us, sighting, turn.slot_us)
 
 

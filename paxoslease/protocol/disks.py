@@ -11,7 +11,7 @@ more, its disk does not count, and the drivers submit nothing over it until it h
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paxoslease.disk.layout import Area
 from paxoslease.disk.records import (
@@ -163,7 +163,9 @@ def write_own(claim: Claim, sector: HostSector, not_after_us: int) -> Protocol[N
     yield from _write(claim, offsets, data, not_after_us)
 
 
-def write_at(claim: Claim, offsets: tuple[int, ...], data: bytes, not_after_us: int) -> Protocol[None]:
+def write_at(
+    claim: Claim, offsets: tuple[int, ...], data: bytes, not_after_us: int
+) -> Protocol[None]:
     """Write one sector per disk, a majority of them at least (LVB)."""
     yield from _write(claim, offsets, data, not_after_us)
 
@@ -183,11 +185,11 @@ def read_at(claim: Claim, offsets: tuple[int, ...]) -> Protocol[bytes]:
     return first
 
 
-def _all(effects: tuple[Read | ReadBallot, ...]) -> Protocol[tuple[object, ...]]:
+def _all(effects: tuple[Read | ReadBallot, ...]) -> Protocol[tuple[Any, ...]]:
     """Perform one effect plainly, several together; failures are answers in both cases."""
     assert 1 <= len(effects) <= _MAX_DISKS
     if len(effects) > 1:
-        answers: tuple[object, ...] = yield Gather(effects)
+        answers: tuple[Any, ...] = yield Gather(effects)
         return answers
     try:
         answer = yield effects[0]

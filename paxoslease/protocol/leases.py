@@ -12,6 +12,7 @@ Source: spec/algorithms.md 6.5, 6.7, 7 and 8; rules M3, M8, M10, M16, M23.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from paxoslease.disk.records import HostSector, Leader, pad_name
@@ -233,12 +234,10 @@ def convert_to_exclusive(lease: Lease, want: Want = ANYTHING) -> Protocol[Lease]
         raise LeaseShared(lease.claim.space.name, lease.claim.resource.name, live)
     own = owned.own._replace(shared_generation=None)
     shelf = yield from shelf_life(lease.claim)
-    try:
+    with suppress(StorageError, DecisionStale):
+        # The lease is exclusive either way: the leader says so. A mode block that is still there
+        # is our own and goes with the next write of the sector.
         yield from write_own(owned.claim, own, shelf.not_after_us)
-    except (StorageError, DecisionStale):
-        # The lease is exclusive either way: the leader says so. The mode block that may still be
-        # there is our own and goes with the next write of the sector.
-        return _exclusive(owned, own)
     return _exclusive(owned, own)
 
 
@@ -308,4 +307,3 @@ def read_owners(claim: Claim) -> Protocol[Owners]:
         if sector.shared_generation is not None
     }
     return Owners(leader, exclusive, tuple(sorted(shared)))
-

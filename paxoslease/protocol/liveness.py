@@ -113,7 +113,9 @@ def has_let_go(leader: Leader, sector: HostSector) -> bool:
     return sector.released and (foreign or leader.write_generation > leader.owner_generation)
 
 
-def find_basis(claim: Claim, leader: Leader, generation: int, sighting: Sighting) -> Protocol[Basis]:
+def find_basis(
+    claim: Claim, leader: Leader, generation: int, sighting: Sighting
+) -> Protocol[Basis]:
     """Return why a ballot may start on this leader; raise LeaseHeld when none may.
 
     Raises LeaseHeld, BadRecord, DiskTimeout, DiskError. Source: spec/algorithms.md 17, liveness().

@@ -139,9 +139,7 @@ def live(member: Member, *, earlier_life_over: bool = False) -> Protocol[None]:
         earlier_life_over=earlier_life_over,
     )
     member.held = held
-    yield PetWatchdog(
-        member.space.name, held.renewed_us, held.renewed_us + member.timing.fail_us
-    )
+    yield PetWatchdog(member.space.name, held.renewed_us, held.renewed_us + member.timing.fail_us)
     yield Notify(Joined(held))
     due_us: int = yield Now()
     while True:
@@ -210,9 +208,7 @@ def _renew_once(member: Member, began_us: int) -> Protocol[Renewed]:
         read_us = yield Now()
         marked = member.table.update(image.columns, read_us)
         wrote = True
-        member.held = yield from write_renewal(
-            member.space, held, member.timing, image, advertised
-        )
+        member.held = yield from write_renewal(member.space, held, member.timing, image, advertised)
         if marked:
             yield Notify(Marked(marked))
     except (RenewalRefused, BadRecord) as refusal:

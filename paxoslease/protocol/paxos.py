@@ -198,9 +198,7 @@ def _begin(
         if leader.sizes is not None and leader.sizes != claim.resource.disks[0].sizes:
             return leader.sizes
         own = yield from read_host_sector(claim, claim.host_id)
-        memory = memory._replace(
-            own=own, lo=max(memory.lo, own.lver), m=max(memory.m, own.mbal)
-        )
+        memory = memory._replace(own=own, lo=max(memory.lo, own.lver), m=max(memory.m, own.mbal))
         if want.lver is not None and leader.lver != want.lver:
             error = WrongVersion(claim.space.name, claim.resource.name, want.lver, leader.lver)
             return Step(Go.LOST, memory, None, error)
@@ -283,9 +281,7 @@ def _overtaken(ballot: Ballot, own: HostSector) -> bool:
     return any(sector.mbal > own.mbal for _, sector in ballot.hosts)
 
 
-def _check(
-    claim: Claim, instance: Instance, memory: Memory, ballot: Ballot
-) -> tuple[Go, Memory]:
+def _check(claim: Claim, instance: Instance, memory: Memory, ballot: Ballot) -> tuple[Go, Memory]:
     """Judge an area read (spec/algorithms.md 17, check)."""
     own = memory.own
     largest_mbal = max((sector.mbal for _, sector in ballot.hosts), default=0)
@@ -419,6 +415,4 @@ def _reread(
 
 
 def _lost_to(claim: Claim, host_id: int, generation: int, lver: int, committed: bool) -> LostRace:
-    return LostRace(
-        claim.space.name, claim.resource.name, host_id, generation, lver, committed
-    )
+    return LostRace(claim.space.name, claim.resource.name, host_id, generation, lver, committed)

@@ -1,0 +1,66 @@
+"""Exit codes of the command, and how an error becomes one.
+
+They are part of the interface: scripts depend on them.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from paxoslease.errors import (
+    Cancelled,
+    ConfigError,
+    DeviceInUse,
+    HostIdBusy,
+    HostIdInvalid,
+    LeaseBusy,
+    LeaseHeld,
+    LeaseLost,
+    LeaseShared,
+    LeaseUnsupported,
+    LockspaceFailed,
+    LostRace,
+    PaxosleaseError,
+    StorageError,
+    WaitTimeout,
+    WrongVersion,
+)
+
+
+class Exit(IntEnum):
+    """What the command's exit code says."""
+
+    OK = 0
+    FAILED = 1  # anything that has no code of its own; `check` found something wrong
+    USAGE = 2  # the command line, or a value in it
+    STORAGE = 3  # a device or file, or what is on it
+    BUSY = 4  # somebody else holds the lease or the host id
+    LOST = 5  # a lease was lost while it was held; the command was stopped
+    INTERRUPTED = 130  # SIGINT
+
+
+EXIT_HELP = """exit codes:
+  0    done
+  1    failed; `check`: something is wrong on the disk
+  2    the command line cannot be understood or a value is out of range
+  3    a device, a file, or what is on it cannot be used
+  4    another host holds the lease or the host id
+  5    a lease was lost while it was held; what it guarded was stopped
+  130  interrupted"""
+
+
+def exit_of(error: PaxosleaseError) -> Exit:
+    """Return the exit code for an error that ends the command."""
+    if isinstance(error, WaitTimeout):
+        return exit_of(error.last)
+    if isinstance(error, LeaseHeld | LeaseShared | LostRace | LeaseBusy | HostIdBusy):
+        return Exit.BUSY
+    if isinstance(error, LeaseLost | LockspaceFailed):
+        return Exit.LOST
+    if isinstance(error, ConfigError | HostIdInvalid | LeaseUnsupported | WrongVersion):
+        return Exit.USAGE
+    if isinstance(error, DeviceInUse | StorageError):
+        return Exit.STORAGE
+    if isinstance(error, Cancelled):
+        return Exit.INTERRUPTED
+    return Exit.FAILED

@@ -1,0 +1,102 @@
+"""The `paxoslease` command: its argument definition and how commands are found and ended."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from paxoslease import __version__
+from paxoslease.cli.exits import EXIT_HELP, Exit, exit_of
+from paxoslease.cli.output import print_error
+from paxoslease.errors import PaxosleaseError
+
+# Each module has add_parser(subparsers); a command's run(arguments) -> int is imported with it.
+_COMMANDS = (
+    "format_command",
+    "index_commands",
+    "inspect_command",
+    "check_command",
+    "run_command",
+    "bench_command",
+    "demo_command",
+    "simulate_command",
+    "explain_command",
+)
+
+_DESCRIPTION = """Locks for virtual machines, and for anything else that must run at most once, on
+storage that several hosts share: Disk Paxos leases, byte-compatible with sanlock."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        suggestion = self._suggestion(message)
+        self.print_usage(sys.stderr)
+        sys.stderr.write(f"{self.prog}: {message}\n")
+        if suggestion:
+            sys.stderr.write(f"  hint: did you mean '{suggestion}'?\n")
+        sys.exit(Exit.USAGE)
+
+    def _suggestion(self, message: str) -> str:
+        wrong = message.split("invalid choice: ", 1)
+        if len(wrong) == 2:
+            typed = wrong[1].split("'")[1]
+            return next(iter(difflib.get_close_matches(typed, self._choices())), "")
+        if message.startswith("unrecognized arguments: "):
+            typed = message.split(": ", 1)[1].split()[0]
+            options = [o for action in self._actions for o in action.option_strings]
+            return next(iter(difflib.get_close_matches(typed, options)), "")
+        return ""
+
+    def _choices(self) -> list[str]:
+        return [str(c) for action in self._actions for c in (action.choices or ())]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command; the manual is made from it too."""
+    parser = _Parser(
+        prog="paxoslease",
+        description=_DESCRIPTION,
+        epilog=EXIT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"paxoslease {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        importlib.import_module(f"paxoslease.cli.{module}").add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code; see `exits.py`."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
+    except PaxosleaseError as error:
+        print_error(error, as_json=getattr(parsed, "json", False))
+        return exit_of(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("paxoslease: interrupted\n")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone; end as if the signal had not been ignored by Python.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGPIPE)
+        return Exit.FAILED
+
+
+def run_and_exit() -> NoReturn:
+    """Run the command as a process; the entry point."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run_and_exit()
