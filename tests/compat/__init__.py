@@ -1,0 +1,1 @@
+"""Tests against the programs that share our formats: golden images and real peers."""
