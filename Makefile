@@ -1,0 +1,48 @@
+# make demo        two hosts, one lease, a take-over
+# make test        the test suite
+# make check-long  what takes longer: exhaustive worlds, many seeds, sanitizers
+# make lint        style, types, imports, generated files
+# make bench       figures, next to the raw device and the real sanlock
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+C_SOURCES := $(wildcard csrc/*)
+LOG := $(VENV)/build.log
+
+.PHONY: build demo test check-long bench lint format clean
+
+build: $(VENV)/.built
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; name it: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.created pyproject.toml $(C_SOURCES)
+	@echo "Installing into $(VENV) (the first time takes a minute) ..."
+	@$(BIN)/python -m pip install -q -e '.[dev]' >$(LOG) 2>&1 || { cat $(LOG); exit 1; }
+	@touch $@
+
+demo: build
+	@$(BIN)/paxoslease demo
+
+test: build
+	$(BIN)/pytest -q -n 2 --dist worksteal
+
+check-long: build
+	$(BIN)/pytest -q -m long --timeout 7200 -n 2 --dist worksteal
+	$(BIN)/python tools/check_c.py
+
+bench: build
+	$(BIN)/python -m bench
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate_aio.py --check
+
+clean:
+	rm -rf $(VENV) build *.egg-info paxoslease/_aio*.so .mypy_cache .ruff_cache .pytest_cache
