@@ -7,7 +7,7 @@ class's `template`, filled with the fields, so that no caller ever needs to pars
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import ClassVar
 
 
@@ -24,8 +24,13 @@ class PaxosleaseError(Exception):
         return self.number
 
     def __str__(self) -> str:
-        fields = {name: _readable(value) for name, value in vars(self).items()}
-        return self.template.format(**fields)
+        values = {name: _readable(value) for name, value in vars(self).items()}
+        return self.template.format(**values)
+
+    def __reduce__(self) -> tuple[type[PaxosleaseError], tuple[object, ...]]:
+        """Pickle by the fields, however they were given: errors cross process borders."""
+        names: list[str] = [field.name for field in fields(self)] if is_dataclass(self) else []
+        return type(self), tuple(getattr(self, name) for name in names)
 
 
 def _readable(value: object) -> object:
