@@ -210,23 +210,24 @@ def find_entry(area: Buffer, sizes: Sizes, max_resources: int, name: bytes) -> i
 
 def first_free_entry(area: Buffer, sizes: Sizes, max_resources: int) -> int | None:
     """Return the number of the first free entry, None when the index is full."""
-    return _first(_is_free(index_entries(area, sizes, max_resources)))
+    return _first(_is_free(area, sizes, max_resources))
 
 
 def used_entries(
     area: Buffer, sizes: Sizes, max_resources: int
 ) -> tuple[tuple[int, RindexEntry], ...]:
     """Return (number, entry) of every entry that is not free."""
-    used = np.flatnonzero(~_is_free(index_entries(area, sizes, max_resources)))
+    used = np.flatnonzero(~_is_free(area, sizes, max_resources))
     return tuple(
         (i, unpack_rindex_entry(bytes(area[start : start + RINDEX_ENTRY_BYTES])))
         for i, start in ((i, sizes.sector_size + RINDEX_ENTRY_BYTES * i) for i in used.tolist())
     )
 
 
-def _is_free(entries: npt.NDArray[Any]) -> Bools:
-    first_byte = entries["name"].view("u1").reshape(len(entries), -1)[:, 0]
-    free: Bools = (entries["res_offset"] == 0) & (first_byte == 0)
+def _is_free(area: Buffer, sizes: Sizes, max_resources: int) -> Bools:
+    entries = index_entries(area, sizes, max_resources)
+    words = _words(area, len(entries), RINDEX_ENTRY_BYTES, sizes.sector_size)
+    free: Bools = (words[:, 0] == 0) & (words[:, 2] & np.uint64(0xFF) == 0)
     return free
 
 
