@@ -124,7 +124,7 @@ class _Director:
         self.screen.power_failure(self.killed, at)
 
     def stop(self) -> None:
-        """Stop both hosts: asked first, so that the lease is released; killed after five seconds."""
+        """Stop both hosts: asked first, so that the lease is released, then killed."""
         for host in self.hosts.values():
             if host.process.poll() is None:
                 host.process.terminate()

@@ -184,7 +184,7 @@ class BufferPool:
         self._kind = 0
 
     def take(self, nbytes: int) -> Buffer:
-        """Return a buffer of `nbytes`. Its content is undefined. Raises MemoryError at the limit."""
+        """Return a buffer of `nbytes` with undefined content. Raises MemoryError at the limit."""
         slot = max(4096, 1 << (nbytes - 1).bit_length())
         with self._lock:
             free = self._free.setdefault(slot, [])

@@ -1,0 +1,96 @@
+"""Checksums and scans done in C."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paxoslease.disk import native
+from paxoslease.disk.layout import SIZES_512
+from paxoslease.disk.records import DELTA_MAGIC, bitmap_of_hosts, delta_at_format, pack_leader
+
+KNOWN = [
+    (b"", 0xFFFFFFFE),
+    (b"123456789", 0xE8C7BB34),
+    (bytes(48), 0xCB5AD842),
+    (bytes(168), 0x7E11FBD1),
+    (bytes(range(0x30)), 0xDFF3D1D1),
+]
+
+
+@pytest.mark.parametrize(("data", "checksum"), KNOWN)
+def test_known_answers(data: bytes, checksum: int) -> None:
+    """Both implementations give the format's known checksums (spec/disk-format.md 3)."""
+    assert native.crc32c(data) == checksum
+    assert native.crc32c_portable(data) == checksum
+
+
+@given(st.binary(max_size=600))
+def test_implementations_agree(data: bytes) -> None:
+    """The processor's instruction and the portable loop give the same, whatever the length."""
+    assert native.crc32c(data) == native.crc32c_portable(data) == native.crc32c(memoryview(data))
+
+
+def _scan(area: bytes, count: int) -> list[int]:
+    verdicts = native.scan(area, count, 512, zero_bytes=144, crc_bytes=48, crc_offset=48)
+    return list(verdicts)
+
+
+def test_scan_tells_zero_good_and_bad() -> None:
+    """A scan finds which records are zero, which have a good checksum and which a bad one."""
+    body = bytes(range(48))
+    good = body + native.crc32c(body).to_bytes(4, "little")
+    bad = body + b"\1\2\3\4"
+    mode_only = bytes(128) + b"\1"  # not zero, and its dblock's checksum is not that of zeros
+    area = b"".join(x.ljust(512, b"\0") for x in (b"", good, bad, mode_only))
+    assert _scan(area, 4) == [native.ZERO, native.GOOD, native.BAD, native.BAD]
+
+
+@pytest.mark.parametrize(("length", "count"), [(511, 2), (100, 1), (0, 1), (1024, 3)])
+def test_scan_refuses_records_outside_of_the_area(length: int, count: int) -> None:
+    """A scan never looks behind the end of the memory that it was given."""
+    with pytest.raises(ValueError, match="do not fit"):
+        _scan(bytes(length), count)
+
+
+def test_scan_of_nothing() -> None:
+    """No records are no verdicts, also in an empty area."""
+    assert _scan(b"", 0) == []
+
+
+def test_delta_columns() -> None:
+    """Columns show each record's numbers, whether it is good, and whether our bit is set."""
+    free = delta_at_format(b"LS", SIZES_512, 10)
+    owned = free._replace(owner_id=2, owner_generation=7, timestamp=99, io_timeout=5).sealed()
+    other = free._replace(space_name=b"LSX".ljust(48, b"\0")).sealed()
+    area = (
+        pack_leader(free, 512)
+        + pack_leader(owned, 512, bitmap_of_hosts((1, 300)))
+        + pack_leader(other, 512, bitmap_of_hosts((299,)))
+        + bytes(512)
+    )
+    columns = native.delta_columns(area, 4, 512, magic=DELTA_MAGIC, name=b"LS", marked_host_id=300)
+    assert columns.owner_id.tolist() == [0, 2, 0, 0]
+    assert columns.generation.tolist() == [0, 7, 0, 0]
+    assert columns.timestamp.tolist() == [0, 99, 0, 0]
+    assert columns.io_timeout.tolist() == [10, 5, 10, 0]
+    assert columns.good.tolist() == [True, True, False, False]
+    assert columns.marks.tolist() == [False, True, False, False]
+    assert columns.good.dtype == np.bool_
+
+
+def test_delta_columns_compare_names_like_strncmp() -> None:
+    """Bytes behind a name's first zero do not count (spec/disk-format.md 1)."""
+    tail = delta_at_format(b"LS", SIZES_512, 10)._replace(space_name=b"LS\0tail".ljust(48, b"\0"))
+    area = pack_leader(tail.sealed(), 512)
+    columns = native.delta_columns(area, 1, 512, magic=DELTA_MAGIC, name=b"LS", marked_host_id=0)
+    assert columns.good.tolist() == [True]
+    assert columns.marks.tolist() == [False]
+
+
+def test_delta_columns_refuse_a_short_area() -> None:
+    """Columns are never taken from behind the end of the memory."""
+    with pytest.raises(ValueError, match="do not fit"):
+        native.delta_columns(bytes(1023), 2, 512, magic=0, name=b"", marked_host_id=1)

@@ -1,0 +1,100 @@
+/* Uses every function of the C helper once and more, also at its edges; see check_c.py. */
+#define _GNU_SOURCE
+#include "alignedio.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+#define HUGE ((size_t)2 << 20)
+
+static void exercise_io(const char *path)
+{
+    void *buffer;
+    uint64_t context;
+    struct pl_request requests[64];
+    struct pl_completion done[64];
+    int fd = open(path, O_RDWR | O_DIRECT | O_DSYNC);
+    int event = eventfd(0, 0);
+
+    CHECK(fd >= 0 && event >= 0);
+    CHECK(pl_buffer_map(HUGE, 0, &buffer) == PL_PAGES_SMALL);
+    CHECK(pl_buffer_unmap(buffer, HUGE) == 0);
+    CHECK(pl_buffer_map(4096, 1, &buffer) == -EINVAL);
+    CHECK(pl_buffer_map(HUGE, 1, &buffer) >= 0);
+    CHECK((uintptr_t)buffer % HUGE == 0);
+    memset(buffer, 0xA5, HUGE);
+    CHECK(pl_aio_open(64, &context) == 0);
+    for (unsigned i = 0; i < 64; i++)
+        requests[i] = (struct pl_request){.token = i, .offset = i * 4096u, .fd = fd, .is_write = 1,
+                                          .buffer = (char *)buffer + i * 4096, .bytes = 4096};
+    CHECK(pl_aio_submit(context, event, requests, 65) == -EINVAL);
+    unsigned submitted = 0;
+    while (submitted < 64) {
+        int taken = pl_aio_submit(context, event, requests + submitted, 64 - submitted);
+        CHECK(taken > 0);
+        submitted += (unsigned)taken;
+    }
+    for (int reaped = 0; reaped < 64;) {
+        int found = pl_aio_reap(context, 1, 64, -1, done);
+        CHECK(found > 0);
+        for (int i = 0; i < found; i++)
+            CHECK(done[i].result == 4096 && done[i].token < 64);
+        reaped += found;
+    }
+    CHECK(pl_aio_reap(context, 1, 64, 1000000, done) == 0);
+    CHECK(pl_aio_close(context) == 0);
+    CHECK(pl_buffer_unmap(buffer, HUGE) == 0);
+    close(event);
+    close(fd);
+}
+
+static void exercise_scans(void)
+{
+    enum { COUNT = 10, STRIDE = 512 };
+    uint8_t *area = calloc(COUNT, STRIDE);
+    uint8_t verdicts[COUNT];
+    uint64_t owner[COUNT], generation[COUNT], timestamp[COUNT];
+    uint16_t io_timeout[COUNT];
+    uint8_t good[COUNT], mark[COUNT];
+    struct pl_columns columns = {owner, generation, timestamp, io_timeout, good, mark};
+    char name[48] = "LS";
+    const size_t bytes = COUNT * STRIDE;
+
+    CHECK(area != NULL);
+    CHECK(pl_crc32c(area, 48) == 0xCB5AD842u && pl_crc32c_portable(area, 48) == 0xCB5AD842u);
+    for (size_t n = 0; n < 64; n++)
+        CHECK(pl_crc32c(area + 1, n) == pl_crc32c_portable(area + 1, n));
+    area[(COUNT - 1) * STRIDE] = 1;
+    CHECK(pl_scan(area, bytes, COUNT, STRIDE, 144, 48, 48, verdicts) == 1);
+    CHECK(verdicts[0] == PL_ZERO && verdicts[COUNT - 1] == PL_BAD);
+    CHECK(pl_scan(area, bytes, COUNT + 1, STRIDE, 144, 48, 48, verdicts) == -EINVAL);
+    CHECK(pl_scan(area, bytes, 2, STRIDE, bytes + 1, 48, 48, verdicts) == -EINVAL);
+    CHECK(pl_scan(area, bytes, SIZE_MAX, STRIDE, 144, 48, 48, verdicts) == -EINVAL);
+    CHECK(pl_scan(area, 0, 0, STRIDE, 144, 48, 48, verdicts) == 0);
+    CHECK(pl_delta_columns(area, bytes, COUNT, STRIDE, 1, name, 255, 1, &columns) == 0);
+    CHECK(!good[0] && !good[COUNT - 1] && !mark[0]);
+    CHECK(pl_delta_columns(area, bytes - 1, COUNT, STRIDE, 1, name, 0, 1, &columns) == -EINVAL);
+    CHECK(pl_delta_columns(area, bytes, COUNT, STRIDE, 1, name, 256, 1, &columns) == -EINVAL);
+    free(area);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 2);
+    exercise_io(argv[1]);
+    exercise_scans();
+    return 0;
+}
