@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paxoslease.disk import native
 from paxoslease.disk.layout import (
     NAME_BYTES,
     RINDEX_ENTRY_BYTES,
@@ -25,6 +26,7 @@ from paxoslease.disk.layout import (
 )
 from paxoslease.disk.records import (
     BITMAP_OFFSET,
+    DBLOCK_CRC_BYTES,
     DELTA_MAGIC,
     HOST_SECTOR_BYTES,
     MODE_OFFSET,
@@ -148,7 +150,8 @@ def _bears_name(words: npt.NDArray[np.uint64], first_word: int, name: bytes) -> 
 class DeltaColumns:
     """What a host table needs of all delta leases of one area read; one element per host id.
 
-    owner_id, generation, timestamp: uint64. io_timeout: uint16, s. names: bytes of 48.
+    owner_id, generation, timestamp: uint64. io_timeout: uint16, s. names: bytes of 48, empty where
+    owner_id is 0.
     good: magic and lockspace name are right (what sanlock checks of others' records, 4.2).
     marks: the bit of the reading host is set in that host's bitmap.
     All arrays are contiguous, independent of the buffer, and belong to the holder.
@@ -164,20 +167,30 @@ class DeltaColumns:
 
 
 def delta_columns(area: Buffer, sizes: Sizes, space_name: bytes, host_id: int) -> DeltaColumns:
-    """Copy the columns of a whole lockspace area out of a buffer, as host `host_id` sees them."""
-    records = delta_sectors(area, sizes)
-    words = _words(area, sizes.max_hosts, sizes.sector_size)
-    good = _bears_name(words, 7, space_name)
-    good &= records["magic"] == DELTA_MAGIC
-    bit = host_id - 1
+    """Copy the columns of a whole lockspace area out of a buffer, as host `host_id` sees them.
+
+    Takes tens of microseconds. `host_id` 0 is a bystander's: nothing is marked.
+    """
+    columns = native.delta_columns(
+        area,
+        sizes.max_hosts,
+        sizes.sector_size,
+        magic=DELTA_MAGIC,
+        name=space_name,
+        marked_host_id=host_id,
+    )
+    # Names lie in cache lines of their own, and most host ids were never used.
+    used = np.flatnonzero(columns.owner_id)
+    names = np.zeros(sizes.max_hosts, f"S{NAME_BYTES}")
+    names[used] = delta_sectors(area, sizes)["resource_name"][used]
     return DeltaColumns(
-        records["owner_id"].astype(np.uint64),
-        records["owner_generation"].astype(np.uint64),
-        records["timestamp"].astype(np.uint64),
-        records["io_timeout"].astype(np.uint16),
-        np.ascontiguousarray(records["resource_name"]),
-        good,
-        (records["bitmap"][:, bit // 8] >> bit % 8 & 1).astype(np.bool_),
+        columns.owner_id,
+        columns.generation,
+        columns.timestamp,
+        columns.io_timeout,
+        names,
+        columns.good,
+        columns.marks,
     )
 
 
@@ -189,12 +202,18 @@ def nonzero_host_sectors(
     `area` begins with the leader and reaches at least to the sector of host `num_hosts`. Nothing is
     validated.
     """
-    words = _words(area, num_hosts, sector_size, 2 * sector_size)
-    used = np.flatnonzero(words[:, : HOST_SECTOR_BYTES // 8].any(axis=1))
     view = memoryview(area)
+    verdicts = native.scan(
+        view[2 * sector_size :],
+        num_hosts,
+        sector_size,
+        zero_bytes=HOST_SECTOR_BYTES,
+        crc_bytes=DBLOCK_CRC_BYTES,
+        crc_offset=DBLOCK_CRC_BYTES,
+    )
     return tuple(
         (i + 1, bytes(view[(i + 2) * sector_size : (i + 2) * sector_size + HOST_SECTOR_BYTES]))
-        for i in used.tolist()
+        for i in np.flatnonzero(verdicts).tolist()
     )
 
 
