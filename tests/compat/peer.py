@@ -22,7 +22,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -82,12 +82,15 @@ class SanlockHost(SanlockClient):
     """One host: a real sanlock daemon and the client that drives it.
 
     `directory` is where the run directory is made and the log kept; `name` is the host name, by
-    which sanlock recognises its own earlier life. A context manager: leaving it ends the daemon,
-    its helper and its clients, whatever state they are in.
+    which sanlock recognises its own earlier life; `options` go to the command line. A context
+    manager: leaving it ends the daemon, its helper and its clients, whatever state they are in.
     """
 
-    def __init__(self, directory: Path, name: str, *, io_timeout_s: int = 1) -> None:
+    def __init__(
+        self, directory: Path, name: str, *, io_timeout_s: int = 1, options: Sequence[str] = ()
+    ) -> None:
         require_sanlock()
+        self._options = options
         self.name = name
         self.io_timeout_s = io_timeout_s
         self.run_dir = directory / name
@@ -113,7 +116,7 @@ class SanlockHost(SanlockClient):
     def _start_daemon(self) -> subprocess.Popen[bytes]:
         command = ["sanlock", "daemon", "-D", "-w", "0", "-l", "0", "-h", "0"]
         command += ["-U", "root", "-G", "root", "-L", "-1", "-S", "-1"]
-        command += ["-o", str(self.io_timeout_s), "-e", self.name]
+        command += ["-o", str(self.io_timeout_s), "-e", self.name, *self._options]
         with self.log_path.open("ab") as log:
             # A session of its own: 3.8.5 may signal its whole process group (spec/algorithms 15.6).
             daemon = subprocess.Popen(command, env=self.env, stderr=log, start_new_session=True)

@@ -229,7 +229,11 @@ class WitnessClient:
         self.user = user
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(30.0)
-        self._socket.connect(str(path))
+        try:
+            self._socket.connect(str(path))
+        except OSError:
+            self._socket.close()
+            raise
         self._replies = self._socket.makefile("rb")
 
     def enter(self, lease: str, mode: str, token: int) -> None:
