@@ -30,6 +30,10 @@ _JUMPS_ALWAYS = frozenset({"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_IN
 _LOCAL_OPS = frozenset(dis.haslocal)
 _JUMP_OPS = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 
+_PLAIN = frozenset((int, str, bytes, FunctionType))
+_FROZEN_MAX = 100_000
+_frozen: dict[int, tuple[tuple[Any, ...], Key]] = {}  # by id; holds the tuple, so the id stays its
+
 
 class NotAValueError(TypeError):
     """A local variable that outlives a yield is not an immutable value."""
@@ -61,20 +65,25 @@ def _frame_key(frame: FrameType) -> Key:
 def freeze(name: str, value: object) -> object:
     """Return a hashable that is equal for equal values only; types count, as True is not 1.
 
-    Exceptions are compared by type and fields.
+    Exceptions are compared by type and fields. Tuples are immutable, so what was made of one is
+    remembered by its identity.
     """
     kind = type(value)
-    if value is None or kind in (int, str, bytes, FunctionType):
+    if value is None or kind in _PLAIN:
         return value
     if isinstance(value, tuple):
-        return (kind, *(freeze(name, item) for item in value))
-    if isinstance(value, bool | Enum):
-        return (kind, value)
-    if isinstance(value, frozenset):
+        known = _frozen.get(id(value))
+        if known is None:
+            if len(_frozen) >= _FROZEN_MAX:
+                _frozen.clear()
+            known = value, (kind, *[freeze(name, item) for item in value])
+            _frozen[id(value)] = known
+        return known[1]
+    if isinstance(value, bool | Enum | frozenset):
         return (kind, value)
     if isinstance(value, BaseException):
         fields = sorted(vars(value).items())
-        return (kind, *(freeze(f"{name}.{field}", item) for field, item in fields))
+        return (kind, *[freeze(f"{name}.{field}", item) for field, item in fields])
     raise NotAValueError(f"local {name!r} is a {kind.__name__} across a yield: {value!r}")
 
 
