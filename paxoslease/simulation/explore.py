@@ -15,9 +15,11 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
+from itertools import pairwise
 from typing import NamedTuple
 
 from paxoslease.simulation.explore_values import BLOCKED, TWO_OWNERS
+from paxoslease.simulation.explore_words import describe_disk, describe_step
 from paxoslease.simulation.explore_world import LeaseWorld
 
 _ALONE_STEPS_MAX = 80  # an attempt that meets nobody takes about ten
@@ -142,15 +144,15 @@ def explore(model: LeaseWorld, *, limit: int | None = None, blocked: bool = True
 
 def describe(model: LeaseWorld, worlds: tuple[int, ...]) -> str:
     """Return a trace in words: one line per step, and the lease on disk where it changed."""
-    lines = [model.describe_disk(worlds[0])]
-    for number, (before, after) in enumerate(zip(worlds, worlds[1:], strict=False), 1):
+    lines = [describe_disk(model, worlds[0])]
+    for number, (before, after) in enumerate(pairwise(worlds), 1):
         if after == before:
             continue
         step = next(s for s in model.steps(before) if s.world == after)
-        lines.append(f"{number:3}. {model.describe_step(before, step)}")
+        lines.append(f"{number:3}. {describe_step(model, before, step)}")
         owners = model.owners(after)
         if owners != model.owners(before):
             names = " and ".join(f"host {h} (version {v})" for h, v in owners) or "nobody"
             lines.append(f"     owner now: {names}")
-    lines.append(model.describe_disk(worlds[-1]))
+    lines.append(describe_disk(model, worlds[-1]))
     return "\n".join(lines)

@@ -34,9 +34,7 @@ def add_steps(model: LeaseWorld, world: int, found: list[Step]) -> None:
         found.append(_lands(model, model.with_flights(world, rest), flight))
 
 
-def _faults_of(
-    model: LeaseWorld, world: int, host_id: int, left: Left, found: list[Step]
-) -> None:
+def _faults_of(model: LeaseWorld, world: int, host_id: int, left: Left, found: list[Step]) -> None:
     me = model.life_in(world, host_id)
     if me.crashed:
         if left.rejoins:

@@ -60,7 +60,8 @@ def life(program: Program, claim: Claim, attempts: int) -> Generator[Any, Any, N
     left = attempts or -1
     while left:
         left = max(-1, left - 1)
-        lease, failed = None, ""
+        lease: Any = None
+        failed = ""
         try:
             lease = yield from program.acquire(claim)
         except PaxosleaseError as error:

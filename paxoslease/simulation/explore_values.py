@@ -25,6 +25,7 @@ TIMING: Final = Timing(10, 60)
 NOW_US: Final = 1000 * SECOND_US
 _RENEWED_S: Final = 700  # what delta leases say; constant, as time is abstract
 
+
 class Bounds(NamedTuple):
     """How far a search goes.
 
@@ -99,6 +100,7 @@ REUSE: Final = "reuse"
 CONFLICT: Final = "conflict"
 BLOCKED: Final = "blocked"
 
+
 class Table:
     """Numbers for values that occur often."""
 
@@ -114,7 +116,6 @@ class Table:
             assert number < self._limit, "a table of the explorer is full: widen its field"
             self.values.append(value)
         return number
-
 
 
 class Crashed(NamedTuple):

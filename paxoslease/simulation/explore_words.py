@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from paxoslease.disk.records import HostSector, Leader, unpack_leader
-from paxoslease.simulation.explore_values import host_sector
+from paxoslease.simulation.explore_processes import BEYOND, READ, SECTOR_MASK, WRITE
+from paxoslease.simulation.explore_values import Step, host_sector
+
+if TYPE_CHECKING:
+    from paxoslease.simulation.explore_world import LeaseWorld
 
 
 def leader_in_words(data: bytes) -> str:
@@ -29,3 +35,30 @@ def sector_in_words(data: bytes) -> str:
     released = ", RELEASED" if sector.released else ""
     shared = "" if sector.shared_generation is None else f", SHARED {sector.shared_generation}"
     return f"version {sector.lver} mbal {sector.mbal} {value}{released}{shared}"
+
+
+def describe_disk(model: LeaseWorld, world: int) -> str:
+    """Return what is on the disk, in words."""
+    leader, *sectors = model.disk_in(world)
+    lines = [f"     leader: {leader_in_words(leader)}"]
+    lines += [f"     host {h}: {sector_in_words(s)}" for h, s in enumerate(sectors, 1)]
+    return "\n".join(lines)
+
+
+def describe_step(model: LeaseWorld, world: int, step: Step) -> str:
+    """Return a step from `world` in words."""
+    op = model.ops[model.local(world, step.host_id)]
+    who = f"host {step.host_id} ({model.programs[step.host_id - 1].name})"
+    what = step.action
+    if op.kind in (WRITE, BEYOND) and "write" in what:
+        data = model.sectors.values[op.data]
+        place = "own sector" if op.sector else "leader"
+        content = sector_in_words(data) if op.sector else leader_in_words(data)
+        what = f"{what}: {place}: {content}"
+    elif op.kind == READ and what == "read":
+        content = model.sectors.values[world >> op.place & SECTOR_MASK]
+        what = f"read sector of host {op.sector}" if op.sector else "read leader"
+        words = sector_in_words(content) if op.sector else leader_in_words(content)
+        what = f"{what}: {words}"
+    bad = f"   <-- {', '.join(step.bad)}" if step.bad else ""
+    return f"{who}: {what}{bad}"
