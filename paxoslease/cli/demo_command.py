@@ -92,8 +92,9 @@ class _Director:
     def play(self) -> bool:
         """Return whether the take-over was seen within the limit."""
         selector = selectors.DefaultSelector()
-        for host in self.hosts.values():
-            selector.register(host.process.stdout, selectors.EVENT_READ, host)  # type: ignore[arg-type]
+        for member in self.hosts.values():
+            assert member.process.stdout is not None
+            selector.register(member.process.stdout, selectors.EVENT_READ, member)
         begun = time.monotonic()
         while time.monotonic() - begun < LIMIT_S:
             for key, _ in selector.select(0.1):

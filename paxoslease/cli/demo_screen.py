@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ class Event(NamedTuple):
     def text(self) -> str:
         """Return the event in words."""
         details = self.fields
-        return {
+        words: dict[str, Callable[[], str]] = {
             "joining": lambda: "joins the lockspace",
             "joined": lambda: f"has its host id, generation {details['generation']}",
             "acquired": lambda: f"gets the lease of {GUEST}, version {details['token']}",
@@ -37,7 +38,8 @@ class Event(NamedTuple):
             "stopped": lambda: f"stops {GUEST}",
             "released": lambda: "releases the lease",
             "left": lambda: "leaves the lockspace",
-        }[self.event]()
+        }
+        return words[self.event]()
 
 
 def _refusal(details: dict[str, Any]) -> str:

@@ -1,0 +1,1 @@
+"""The real world: runs protocols on disks, clocks and processes."""

@@ -1,0 +1,44 @@
+"""Open files, shared by everything that uses the same path."""
+
+from __future__ import annotations
+
+import threading
+
+from paxoslease.disk.direct import DirectFile, open_direct
+
+
+class Files:
+    """Counts the users of each path; a file is closed when its last user has gone.
+
+    Opening may block on a device that hangs, so it is done by the thread that asks, never by a
+    runner. Thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[DirectFile, int]] = {}
+
+    def hold(self, path: str) -> DirectFile:
+        """Return the open file of a path. Raises DiskError, UnsuitableDevice."""
+        with self._lock:
+            found = self._open.get(path)
+            if found is not None:
+                self._open[path] = (found[0], found[1] + 1)
+                return found[0]
+        file = open_direct(path)
+        with self._lock:
+            other, users = self._open.get(path, (file, 0))
+            self._open[path] = (other, users + 1)
+        if other is not file:
+            file.close()
+        return other
+
+    def drop(self, path: str) -> None:
+        """Give up one use of a path."""
+        with self._lock:
+            file, users = self._open.pop(path)
+            if users > 1:
+                self._open[path] = (file, users - 1)
+                return
+        # The kernel keeps a reference for what may still be in flight.
+        file.close()

@@ -1,0 +1,309 @@
+"""Making lockspaces, resources and indexes on real devices and files.
+
+Before anything is written: the place is locked against other formatters, it must be large enough
+(a regular file is created or extended), and it must hold nothing else, unless forced. Nothing is
+written outside of the areas; a file that a failed format created is removed again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from paxoslease.disk.direct import open_direct
+from paxoslease.disk.layout import Area, Sizes, check_name, check_sizes, default_sizes
+from paxoslease.disk.records import (
+    CLEARED_MAGIC,
+    DELTA_MAGIC,
+    PAXOS_MAGIC,
+    RINDEX_MAGIC,
+    cut_name,
+    unpack_leader,
+    unpack_rindex_header,
+)
+from paxoslease.engine.host import engine
+from paxoslease.errors import DeviceInUse, DiskError, UnsuitableDevice
+from paxoslease.protocol import formatting
+from paxoslease.protocol.delta import Lockspace
+from paxoslease.protocol.effects import Protocol
+from paxoslease.timing import IO_TIMEOUT_DEFAULT_S
+
+_AT_ONCE = 8
+_CHUNK = 1 << 20
+
+
+def format_lockspace(
+    path: str,
+    name: str,
+    *,
+    offset: int = 0,
+    io_timeout: int = IO_TIMEOUT_DEFAULT_S,
+    sector_size: int | None = None,
+    align_size: int | None = None,
+    force: bool = False,
+) -> None:
+    """Make a lockspace.
+
+    offset: bytes, a multiple of the align size. io_timeout: s, what the first host of each id waits
+    by. Sizes default to those of the device; 512 and 1 MiB for a file. force: destroy what is
+    there.
+
+    Raises ConfigError, DeviceInUse, UnsuitableDevice, DiskError, DiskTimeout.
+    """
+    raw = check_name("lockspace name", name)
+    sizes = _sizes(path, sector_size, align_size)
+    space = Lockspace(raw, Area(os.fspath(path), offset, sizes))
+    formatting.check_place(space.area)
+    with _place(path, [space.area], force=force):
+        engine().run_once(formatting.format_lockspace(space, io_timeout), space.area.path)
+
+
+def format_resource(
+    path: str,
+    lockspace: str,
+    name: str,
+    *,
+    offset: int = 0,
+    num_hosts: int = 0,
+    sector_size: int | None = None,
+    align_size: int | None = None,
+    force: bool = False,
+) -> None:
+    """Make a resource of a lockspace. num_hosts: the largest host id that can use it; 0 for all.
+
+    Other arguments and errors as format_lockspace.
+    """
+    made = format_resources(
+        path,
+        lockspace,
+        [name],
+        offset=offset,
+        num_hosts=num_hosts,
+        sector_size=sector_size,
+        align_size=align_size,
+        force=force,
+    )
+    for _ in made:
+        continue
+
+
+def format_resources(
+    path: str,
+    lockspace: str,
+    names: Sequence[str],
+    *,
+    offset: int = 0,
+    num_hosts: int = 0,
+    sector_size: int | None = None,
+    align_size: int | None = None,
+    force: bool = False,
+) -> Iterator[tuple[str, str, int]]:
+    """Make resources one behind the other; yields (name, path, offset) as each is done.
+
+    Several are written at once. Arguments and errors as format_resource.
+    """
+    space = check_name("lockspace name", lockspace)
+    raws = [check_name("resource name", name) for name in names]
+    sizes = _sizes(path, sector_size, align_size)
+    first = Area(os.fspath(path), offset, sizes)
+    formatting.check_place(first)
+    areas = [first.following(index) for index in range(len(raws))]
+    owner = engine()
+    with _place(path, areas, force=force), ExitStack() as stack:
+        file = owner.files.hold(first.path)
+        stack.callback(owner.files.drop, first.path)
+        running: list[tuple[str, Area, Any]] = []
+        stack.callback(_finish, running)
+        for name, raw, area in zip(names, raws, areas, strict=True):
+            if len(running) >= _AT_ONCE:
+                yield _done(running.pop(0))
+            protocol = formatting.format_resource(space, raw, area, num_hosts)
+            running.append((name, area, owner.requests.start(protocol, {area.path: file})))
+        while running:
+            yield _done(running.pop(0))
+
+
+def _done(running: tuple[str, Area, Any]) -> tuple[str, str, int]:
+    name, area, operation = running
+    operation.result()
+    return name, area.path, area.offset
+
+
+def _finish(running: list[tuple[str, Area, Any]]) -> None:
+    """Wait for writes that are still under way after an error or an early end."""
+    for _, _, operation in running:
+        operation.future.exception()
+
+
+def format_index(
+    path: str,
+    lockspace: str,
+    *,
+    offset: int = 0,
+    sector_size: int | None = None,
+    align_size: int | None = None,
+    max_resources: int = 0,
+    force: bool = False,
+) -> None:
+    """Make a resource index: two areas, behind which its resources will lie.
+
+    max_resources: how many entries may be used; 0 for the default of 4096. Other arguments and
+    errors as format_lockspace.
+    """
+    space = check_name("lockspace name", lockspace)
+    sizes = _sizes(path, sector_size, align_size)
+    area = Area(os.fspath(path), offset, sizes)
+    protocol: Protocol[None] = (
+        formatting.format_index(space, area, max_resources)
+        if max_resources
+        else formatting.format_index(space, area)
+    )
+    formatting.check_place(area)
+    with _place(path, [area, area.following(1)], force=force):
+        engine().run_once(protocol, area.path)
+
+
+def _sizes(path: str, sector_size: int | None, align_size: int | None) -> Sizes:
+    """Return the sizes asked for; what is not asked for follows from the device."""
+    if sector_size is None:
+        sector_size = 512
+        if align_size is not None and align_size > 1 << 20:
+            sector_size = 4096
+        elif os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
+            with open_direct(path) as file:
+                sector_size = file.sector_size
+    if align_size is None:
+        return (
+            default_sizes(sector_size) if sector_size == 4096 else check_sizes(sector_size, 1 << 20)
+        )
+    return check_sizes(sector_size, align_size)
+
+
+@contextmanager
+def _place(path: str, areas: list[Area], *, force: bool) -> Iterator[None]:
+    """Make sure that areas can be written, and keep other formatters off meanwhile."""
+    end = areas[-1].offset + areas[-1].sizes.align_size
+    created = _create(path)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise DiskError(path, 0, "open", error.errno or 0, error.strerror or "") from error
+    try:
+        _lock(fd, path, areas[0].offset)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        if size < end and not is_file:
+            reason = f"it ends at {size}, the area at {end}"
+            raise UnsuitableDevice(path, areas[0].offset, reason)
+        with open_direct(path) as file:
+            if file.sector_size > areas[0].sizes.sector_size:
+                reason = (
+                    f"its sectors have {file.sector_size} bytes, too large for a format with "
+                    f"{areas[0].sizes.sector_size}"
+                )
+                raise UnsuitableDevice(path, areas[0].offset, reason)
+        if not force:
+            _refuse_used(fd, path, areas, size, is_file)
+        if size < end:
+            os.ftruncate(fd, end)
+        try:
+            yield
+        except BaseException:
+            if size < end and not created:
+                os.ftruncate(fd, size)
+            raise
+    except BaseException:
+        if created:
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _create(path: str) -> bool:
+    """Create a file that is not there; True when it was created."""
+    if os.path.exists(path):
+        return False
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise DiskError(path, 0, "create", error.errno or 0, error.strerror or "") from error
+    return True
+
+
+def _lock(fd: int, path: str, offset: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.EWOULDBLOCK:
+            raise DiskError(path, 0, "lock", error.errno or 0, error.strerror or "") from error
+        raise DeviceInUse(path, offset, "something that another program formats now") from None
+
+
+def _refuse_used(fd: int, path: str, areas: list[Area], size: int, is_file: bool) -> None:
+    """Raise DeviceInUse when the areas, or the whole device, hold something."""
+    for area in areas:
+        end = min(size, area.offset + area.sizes.align_size)
+        at = area.offset
+        while at < end:
+            at = _next_data(fd, at, end) if is_file else at
+            chunk = os.pread(fd, min(_CHUNK, end - at), at) if at < end else b""
+            if chunk.count(0) != len(chunk):
+                raise DeviceInUse(path, area.offset, _what_is_there(fd, area.offset))
+            at += max(1, len(chunk))
+    signature = _signature(path)
+    if signature:
+        raise DeviceInUse(path, 0, signature)
+
+
+def _next_data(fd: int, at: int, end: int) -> int:
+    """Return where a file's next data begins: holes need not be read."""
+    try:
+        return min(end, os.lseek(fd, at, os.SEEK_DATA))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return end
+        return at
+
+
+def _what_is_there(fd: int, offset: int) -> str:
+    head = os.pread(fd, 512, offset).ljust(512, b"\0")
+    leader = unpack_leader(head)
+    name = cut_name(leader.resource_name).decode("utf-8", "backslashreplace")
+    space = cut_name(leader.space_name).decode("utf-8", "backslashreplace")
+    if leader.magic == DELTA_MAGIC:
+        return f"the lockspace {space}"
+    if leader.magic == PAXOS_MAGIC:
+        return f"the resource {name} of lockspace {space}"
+    if leader.magic == CLEARED_MAGIC:
+        return f"the deleted resource {name} of lockspace {space}"
+    if leader.magic == RINDEX_MAGIC:
+        owner = cut_name(unpack_rindex_header(head).lockspace_name)
+        return f"a resource index of lockspace {owner.decode('utf-8', 'backslashreplace')}"
+    return "data"
+
+
+def _signature(path: str) -> str:
+    """Return what libblkid finds at the start of a device or file, '' for nothing.
+
+    Without blkid(8) only the areas themselves were looked at.
+    """
+    blkid = shutil.which("blkid", path=os.environ.get("PATH", "") + ":/sbin:/usr/sbin")
+    if blkid is None:
+        return ""
+    command = [blkid, "-p", "-o", "export", path]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    values = dict(line.split("=", 1) for line in found.stdout.splitlines() if "=" in line)
+    kind = values.get("TYPE") or values.get("PTTYPE")
+    if kind is None:
+        return "several signatures" if found.returncode == 8 else ""
+    return f"a partition table ({kind})" if "PTTYPE" in values else f"{kind}"

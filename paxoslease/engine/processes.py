@@ -1,0 +1,146 @@
+"""Processes that use leases: followed by pidfd, signalled, and their killpath started.
+
+A pidfd names one process for ever, so a number that the kernel has given to another process since
+is never signalled. Pid 0 and negative pids, which mean groups, are refused (rule M15).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+
+from paxoslease.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+
+class Process:
+    """A process that must be stopped when its lockspace fails.
+
+    killpath: a program with its arguments, run once instead of SIGTERM; the pid is appended when
+    `killpath_pid` is set. allows_sigterm, allows_sigkill: False restricts recovery to the other.
+    """
+
+    def __init__(
+        self,
+        handle: int,
+        pid: int,
+        *,
+        killpath: Sequence[str] = (),
+        killpath_pid: bool = False,
+        allows_sigterm: bool = True,
+        allows_sigkill: bool = True,
+    ) -> None:
+        if pid <= 0:
+            raise ConfigError("pid", f"{pid} is not one process")
+        self.handle = handle
+        self.pid = pid
+        self.killpath = tuple(killpath)
+        self.killpath_pid = killpath_pid
+        self.allows_sigterm = allows_sigterm
+        self.allows_sigkill = allows_sigkill
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise ConfigError("pid", f"there is no process {pid}") from None
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the process runs; a zombie does not."""
+        if self._pidfd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
+
+    def signal(self, number: int) -> bool:
+        """Send a signal; False when the process is gone, or has ended and is not reaped yet."""
+        if not self.is_alive:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return False
+        except PermissionError as error:
+            _log.error("signal_refused pid=%d signal=%d error=%s", self.pid, number, error)
+            return self.is_alive
+        return True
+
+    def run_killpath(self) -> bool:
+        """Start the killpath program without waiting for it; False when it cannot be started."""
+        arguments = [*self.killpath, *([str(self.pid)] if self.killpath_pid else [])]
+        try:
+            child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, close_fds=True)
+        except OSError as error:
+            _log.error("killpath_failed pid=%d program=%s error=%s", self.pid, arguments[0], error)
+            return False
+        threading.Thread(target=child.wait, name="paxoslease-killpath", daemon=True).start()
+        return True
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the process has ended; False at the time-out."""
+        if self._pidfd < 0:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+
+    def close(self) -> None:
+        """Stop following the process."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+class Processes:
+    """The processes of one lockspace, by handle. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_handle: dict[int, Process] = {}
+        self._next = 1
+
+    def add(
+        self,
+        pid: int,
+        *,
+        killpath: Sequence[str] = (),
+        killpath_pid: bool = False,
+        allows_sigterm: bool = True,
+        allows_sigkill: bool = True,
+    ) -> Process:
+        """Follow a process. Raises ConfigError when there is none of that number."""
+        with self._lock:
+            process = Process(
+                self._next,
+                pid,
+                killpath=killpath,
+                killpath_pid=killpath_pid,
+                allows_sigterm=allows_sigterm,
+                allows_sigkill=allows_sigkill,
+            )
+            self._by_handle[process.handle] = process
+            self._next += 1
+        return process
+
+    def remove(self, process: Process) -> None:
+        """Stop following a process."""
+        with self._lock:
+            self._by_handle.pop(process.handle, None)
+        process.close()
+
+    def get(self, handle: int) -> Process | None:
+        """Return the process of a handle, None when it is not followed any more."""
+        with self._lock:
+            return self._by_handle.get(handle)
+
+    def alive(self) -> list[Process]:
+        """Return those that still run."""
+        with self._lock:
+            processes = list(self._by_handle.values())
+        return [process for process in processes if process.is_alive]
