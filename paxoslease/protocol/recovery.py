@@ -180,7 +180,7 @@ def _without_killpath(ladder: Ladder, process: int) -> tuple[Process, ...]:
     """Return the processes, with SIGTERM at once for the one whose killpath did not start."""
     return tuple(
         p._replace(killpath=Killpath.NONE, actions=p.actions - 1, acted_us=0)
-        if p.process == process
+        if p.process == process and p.killpath is Killpath.STARTED
         else p
         for p in ladder.processes
     )
