@@ -583,67 +583,67 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(size_t, int, void * *)
-/*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
-/*  2 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
-/*  3 */ _CFFI_OP(_CFFI_OP_POINTER, 26), // void * *
-/*  4 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  5 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(uint64_t)
-/*  6 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(int)
+/*  1 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7), // int
+/*  2 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(size_t, int, void * *)
+/*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
+/*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 60), // void * *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(uint64_t, int, struct pl_request const *, unsigned int)
-/*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 58), // struct pl_request const *
-/* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 13 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(uint64_t, unsigned int, unsigned int, int64_t, struct pl_completion *)
-/* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 16 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 18 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 19 */ _CFFI_OP(_CFFI_OP_POINTER, 57), // struct pl_completion *
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 21 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(unsigned int, uint64_t *)
-/* 22 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 6), // uint64_t *
-/* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void *, size_t)
-/* 26 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // void *
-/* 27 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 28 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 29 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void const *, size_t, size_t, size_t, size_t, size_t, size_t, uint8_t *)
-/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // void const *
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t)
+/*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
+/* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, int, struct pl_request const *, unsigned int)
+/* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 13 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 57), // struct pl_request const *
+/* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
+/* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, unsigned int, unsigned int, int64_t, struct pl_completion *)
+/* 18 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 19 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 56), // struct pl_completion *
+/* 23 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, uint64_t *)
+/* 25 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 26 */ _CFFI_OP(_CFFI_OP_POINTER, 9), // uint64_t *
+/* 27 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 28 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, size_t, size_t, size_t, uint8_t *)
+/* 29 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // void const *
+/* 30 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 31 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 32 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 33 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 34 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 35 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 47), // uint8_t *
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 39 */ _CFFI_OP(_CFFI_OP_FUNCTION, 2), // int()(void const *, size_t, size_t, size_t, uint32_t, char const *, size_t, uint8_t, struct pl_columns const *)
-/* 40 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
+/* 36 */ _CFFI_OP(_CFFI_OP_POINTER, 46), // uint8_t *
+/* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, uint32_t, char const *, size_t, uint8_t, struct pl_columns const *)
+/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 29),
+/* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 41 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 43 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 44 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/* 45 */ _CFFI_OP(_CFFI_OP_POINTER, 54), // char const *
-/* 46 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 47 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 48 */ _CFFI_OP(_CFFI_OP_POINTER, 56), // struct pl_columns const *
-/* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 44), // uint32_t()(void const *, size_t)
-/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
-/* 52 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 53 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 55 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 56 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pl_columns
-/* 57 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pl_completion
-/* 58 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pl_request
-/* 59 */ _CFFI_OP(_CFFI_OP_POINTER, 60), // uint16_t *
-/* 60 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
+/* 43 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
+/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 53), // char const *
+/* 45 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 46 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 55), // struct pl_columns const *
+/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION, 43), // uint32_t()(void const *, size_t)
+/* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 29),
+/* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 55 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pl_columns
+/* 56 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pl_completion
+/* 57 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pl_request
+/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 59), // uint16_t *
+/* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
+/* 60 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // void *
 /* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
@@ -702,10 +702,10 @@ _cffi_f_pl_aio_open(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(23), arg1, (char **)&x1);
+      _cffi_type(26), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(23), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(26), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -768,10 +768,10 @@ _cffi_f_pl_aio_reap(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(19), arg4, (char **)&x4);
+      _cffi_type(22), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (struct pl_completion *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(19), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -824,10 +824,10 @@ _cffi_f_pl_aio_submit(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(11), arg2, (char **)&x2);
+      _cffi_type(14), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (struct pl_request const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(11), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(14), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -882,10 +882,10 @@ _cffi_f_pl_buffer_map(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(3), arg2, (char **)&x2);
+      _cffi_type(6), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (void * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(3), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(6), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -903,54 +903,6 @@ _cffi_f_pl_buffer_map(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pl_buffer_map _cffi_d_pl_buffer_map
-#endif
-
-static int _cffi_d_pl_buffer_unmap(void * x0, size_t x1)
-{
-  return pl_buffer_unmap(x0, x1);
-}
-#ifndef PYPY_VERSION
-static PyObject *
-_cffi_f_pl_buffer_unmap(PyObject *self, PyObject *args)
-{
-  void * x0;
-  size_t x1;
-  Py_ssize_t datasize;
-  struct _cffi_freeme_s *large_args_free = NULL;
-  int result;
-  PyObject *pyresult;
-  PyObject *arg0;
-  PyObject *arg1;
-
-  if (!PyArg_UnpackTuple(args, "pl_buffer_unmap", 2, 2, &arg0, &arg1))
-    return NULL;
-
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(26), arg0, (char **)&x0);
-  if (datasize != 0) {
-    x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(26), arg0, (char **)&x0,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
-  x1 = _cffi_to_c_int(arg1, size_t);
-  if (x1 == (size_t)-1 && PyErr_Occurred())
-    return NULL;
-
-  Py_BEGIN_ALLOW_THREADS
-  _cffi_restore_errno();
-  { result = pl_buffer_unmap(x0, x1); }
-  _cffi_save_errno();
-  Py_END_ALLOW_THREADS
-
-  (void)self; /* unused */
-  pyresult = _cffi_from_c_int(result, int);
-  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
-}
-#else
-#  define _cffi_f_pl_buffer_unmap _cffi_d_pl_buffer_unmap
 #endif
 
 static uint32_t _cffi_d_pl_crc32c(void const * x0, size_t x1)
@@ -974,10 +926,10 @@ _cffi_f_pl_crc32c(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(30), arg0, (char **)&x0);
+      _cffi_type(29), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(30), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1022,10 +974,10 @@ _cffi_f_pl_crc32c_portable(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(30), arg0, (char **)&x0);
+      _cffi_type(29), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(30), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1084,10 +1036,10 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(30), arg0, (char **)&x0);
+      _cffi_type(29), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(30), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1109,10 +1061,10 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(45), arg5, (char **)&x5);
+      _cffi_type(44), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(45), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(44), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1126,10 +1078,10 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(48), arg8, (char **)&x8);
+      _cffi_type(47), arg8, (char **)&x8);
   if (datasize != 0) {
     x8 = ((size_t)datasize) <= 640 ? (struct pl_columns const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(48), arg8, (char **)&x8,
+    if (_cffi_convert_array_argument(_cffi_type(47), arg8, (char **)&x8,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1147,6 +1099,36 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pl_delta_columns _cffi_d_pl_delta_columns
+#endif
+
+static int _cffi_d_pl_direct_alignment(int x0)
+{
+  return pl_direct_alignment(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pl_direct_alignment(PyObject *self, PyObject *arg0)
+{
+  int x0;
+  int result;
+  PyObject *pyresult;
+
+  x0 = _cffi_to_c_int(arg0, int);
+  if (x0 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pl_direct_alignment(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pl_direct_alignment _cffi_d_pl_direct_alignment
 #endif
 
 static int _cffi_d_pl_scan(void const * x0, size_t x1, size_t x2, size_t x3, size_t x4, size_t x5, size_t x6, uint8_t * x7)
@@ -1182,10 +1164,10 @@ _cffi_f_pl_scan(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(30), arg0, (char **)&x0);
+      _cffi_type(29), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(30), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1215,10 +1197,10 @@ _cffi_f_pl_scan(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(37), arg7, (char **)&x7);
+      _cffi_type(36), arg7, (char **)&x7);
   if (datasize != 0) {
     x7 = ((size_t)datasize) <= 640 ? (uint8_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(37), arg7, (char **)&x7,
+    if (_cffi_convert_array_argument(_cffi_type(36), arg7, (char **)&x7,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1252,10 +1234,10 @@ static int _cffi_const_PL_GOOD(unsigned long long *o)
   return n;
 }
 
-static int _cffi_const_PL_PAGES_HUGE(unsigned long long *o)
+static int _cffi_const_PL_PAGES_RESERVED(unsigned long long *o)
 {
-  int n = (PL_PAGES_HUGE) <= 0;
-  *o = (unsigned long long)((PL_PAGES_HUGE) | 0);  /* check that PL_PAGES_HUGE is an integer */
+  int n = (PL_PAGES_RESERVED) <= 0;
+  *o = (unsigned long long)((PL_PAGES_RESERVED) | 0);  /* check that PL_PAGES_RESERVED is an integer */
   return n;
 }
 
@@ -1321,73 +1303,73 @@ struct _cffi_align_struct_pl_request { char x; struct pl_request y; };
 static const struct _cffi_global_s _cffi_globals[] = {
   { "PL_BAD", (void *)_cffi_const_PL_BAD, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PL_GOOD", (void *)_cffi_const_PL_GOOD, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "PL_PAGES_HUGE", (void *)_cffi_const_PL_PAGES_HUGE, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "PL_PAGES_RESERVED", (void *)_cffi_const_PL_PAGES_RESERVED, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PL_PAGES_SMALL", (void *)_cffi_const_PL_PAGES_SMALL, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PL_PAGES_TRANSPARENT", (void *)_cffi_const_PL_PAGES_TRANSPARENT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PL_ZERO", (void *)_cffi_const_PL_ZERO, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
-  { "pl_aio_close", (void *)_cffi_f_pl_aio_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 5), (void *)_cffi_d_pl_aio_close },
-  { "pl_aio_open", (void *)_cffi_f_pl_aio_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 21), (void *)_cffi_d_pl_aio_open },
-  { "pl_aio_reap", (void *)_cffi_f_pl_aio_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 14), (void *)_cffi_d_pl_aio_reap },
-  { "pl_aio_submit", (void *)_cffi_f_pl_aio_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 8), (void *)_cffi_d_pl_aio_submit },
-  { "pl_buffer_map", (void *)_cffi_f_pl_buffer_map, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pl_buffer_map },
-  { "pl_buffer_unmap", (void *)_cffi_f_pl_buffer_unmap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pl_buffer_unmap },
-  { "pl_crc32c", (void *)_cffi_f_pl_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_pl_crc32c },
-  { "pl_crc32c_portable", (void *)_cffi_f_pl_crc32c_portable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_pl_crc32c_portable },
-  { "pl_delta_columns", (void *)_cffi_f_pl_delta_columns, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 39), (void *)_cffi_d_pl_delta_columns },
-  { "pl_scan", (void *)_cffi_f_pl_scan, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 29), (void *)_cffi_d_pl_scan },
+  { "pl_aio_close", (void *)_cffi_f_pl_aio_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 8), (void *)_cffi_d_pl_aio_close },
+  { "pl_aio_open", (void *)_cffi_f_pl_aio_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 24), (void *)_cffi_d_pl_aio_open },
+  { "pl_aio_reap", (void *)_cffi_f_pl_aio_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_pl_aio_reap },
+  { "pl_aio_submit", (void *)_cffi_f_pl_aio_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_pl_aio_submit },
+  { "pl_buffer_map", (void *)_cffi_f_pl_buffer_map, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 3), (void *)_cffi_d_pl_buffer_map },
+  { "pl_crc32c", (void *)_cffi_f_pl_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 49), (void *)_cffi_d_pl_crc32c },
+  { "pl_crc32c_portable", (void *)_cffi_f_pl_crc32c_portable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 49), (void *)_cffi_d_pl_crc32c_portable },
+  { "pl_delta_columns", (void *)_cffi_f_pl_delta_columns, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_pl_delta_columns },
+  { "pl_direct_alignment", (void *)_cffi_f_pl_direct_alignment, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pl_direct_alignment },
+  { "pl_scan", (void *)_cffi_f_pl_scan, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 28), (void *)_cffi_d_pl_scan },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
   { "owner_id", offsetof(struct pl_columns, owner_id),
                 sizeof(((struct pl_columns *)0)->owner_id),
-                _CFFI_OP(_CFFI_OP_NOOP, 23) },
+                _CFFI_OP(_CFFI_OP_NOOP, 26) },
   { "generation", offsetof(struct pl_columns, generation),
                   sizeof(((struct pl_columns *)0)->generation),
-                  _CFFI_OP(_CFFI_OP_NOOP, 23) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 26) },
   { "timestamp", offsetof(struct pl_columns, timestamp),
                  sizeof(((struct pl_columns *)0)->timestamp),
-                 _CFFI_OP(_CFFI_OP_NOOP, 23) },
+                 _CFFI_OP(_CFFI_OP_NOOP, 26) },
   { "io_timeout", offsetof(struct pl_columns, io_timeout),
                   sizeof(((struct pl_columns *)0)->io_timeout),
-                  _CFFI_OP(_CFFI_OP_NOOP, 59) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 58) },
   { "good", offsetof(struct pl_columns, good),
             sizeof(((struct pl_columns *)0)->good),
-            _CFFI_OP(_CFFI_OP_NOOP, 37) },
+            _CFFI_OP(_CFFI_OP_NOOP, 36) },
   { "mark", offsetof(struct pl_columns, mark),
             sizeof(((struct pl_columns *)0)->mark),
-            _CFFI_OP(_CFFI_OP_NOOP, 37) },
+            _CFFI_OP(_CFFI_OP_NOOP, 36) },
   { "token", offsetof(struct pl_completion, token),
              sizeof(((struct pl_completion *)0)->token),
-             _CFFI_OP(_CFFI_OP_NOOP, 6) },
+             _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "result", offsetof(struct pl_completion, result),
               sizeof(((struct pl_completion *)0)->result),
-              _CFFI_OP(_CFFI_OP_NOOP, 18) },
+              _CFFI_OP(_CFFI_OP_NOOP, 21) },
   { "token", offsetof(struct pl_request, token),
              sizeof(((struct pl_request *)0)->token),
-             _CFFI_OP(_CFFI_OP_NOOP, 6) },
+             _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "offset", offsetof(struct pl_request, offset),
               sizeof(((struct pl_request *)0)->offset),
-              _CFFI_OP(_CFFI_OP_NOOP, 6) },
+              _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "buffer", offsetof(struct pl_request, buffer),
               sizeof(((struct pl_request *)0)->buffer),
-              _CFFI_OP(_CFFI_OP_NOOP, 26) },
+              _CFFI_OP(_CFFI_OP_NOOP, 60) },
   { "bytes", offsetof(struct pl_request, bytes),
              sizeof(((struct pl_request *)0)->bytes),
-             _CFFI_OP(_CFFI_OP_NOOP, 6) },
+             _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "fd", offsetof(struct pl_request, fd),
           sizeof(((struct pl_request *)0)->fd),
-          _CFFI_OP(_CFFI_OP_NOOP, 55) },
+          _CFFI_OP(_CFFI_OP_NOOP, 54) },
   { "is_write", offsetof(struct pl_request, is_write),
                 sizeof(((struct pl_request *)0)->is_write),
-                _CFFI_OP(_CFFI_OP_NOOP, 55) },
+                _CFFI_OP(_CFFI_OP_NOOP, 54) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pl_columns", 56, _CFFI_F_CHECK_FIELDS,
+  { "pl_columns", 55, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pl_columns), offsetof(struct _cffi_align_struct_pl_columns, y), 0, 6 },
-  { "pl_completion", 57, _CFFI_F_CHECK_FIELDS,
+  { "pl_completion", 56, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pl_completion), offsetof(struct _cffi_align_struct_pl_completion, y), 6, 2 },
-  { "pl_request", 58, _CFFI_F_CHECK_FIELDS,
+  { "pl_request", 57, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pl_request), offsetof(struct _cffi_align_struct_pl_request, y), 8, 6 },
 };
 

@@ -8,15 +8,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How the memory of a buffer was obtained. */
-enum { PL_PAGES_SMALL = 0, PL_PAGES_TRANSPARENT = 1, PL_PAGES_HUGE = 2 };
+/* Kinds of memory. Transparent huge pages come from what is free, reserved ones from those that the
+ * administrator has set aside (vm.nr_hugepages), usually for guests. */
+enum { PL_PAGES_SMALL = 0, PL_PAGES_TRANSPARENT = 1, PL_PAGES_RESERVED = 2 };
 
 /* Map `bytes` of memory (a multiple of 2 MiB), aligned to 2 MiB and populated, and write its address
- * to *address. want_huge 0 takes ordinary pages. Returns one of PL_PAGES_* or -errno. */
-int pl_buffer_map(size_t bytes, int want_huge, void **address);
+ * to *address. `want` is the best kind to try; what cannot be had is replaced by the next one below.
+ * A child after fork does not have this memory. Nothing unmaps it: who still looks at it after its
+ * use sees old bytes and not a fault. Returns the kind asked of the system, or -errno. */
+int pl_buffer_map(size_t bytes, int want, void **address);
 
-/* Unmap what pl_buffer_map returned. Nothing may be in flight into it. Returns 0 or -errno. */
-int pl_buffer_unmap(void *address, size_t bytes);
+/* Return the unit of offsets and lengths that an open file asks for in direct I/O, in bytes; 0 when
+ * the kernel or the file system does not say (before Linux 6.1, network file systems), -EOPNOTSUPP
+ * when the file cannot be read directly, else -errno. */
+int pl_direct_alignment(int fd);
 
 /* One read or write. Filled in by the caller; `token` comes back in the completion. */
 struct pl_request {

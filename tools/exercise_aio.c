@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define CHECK(condition)                                                                           \
@@ -30,10 +31,16 @@ static void exercise_io(const char *path)
     int event = eventfd(0, 0);
 
     CHECK(fd >= 0 && event >= 0);
-    CHECK(pl_buffer_map(HUGE, 0, &buffer) == PL_PAGES_SMALL);
-    CHECK(pl_buffer_unmap(buffer, HUGE) == 0);
-    CHECK(pl_buffer_map(4096, 1, &buffer) == -EINVAL);
-    CHECK(pl_buffer_map(HUGE, 1, &buffer) >= 0);
+    CHECK(pl_direct_alignment(fd) == 0 || pl_direct_alignment(fd) >= 512);
+    CHECK(pl_direct_alignment(-1) == -EBADF);
+    CHECK(pl_buffer_map(HUGE, PL_PAGES_SMALL, &buffer) == PL_PAGES_SMALL);
+    CHECK((uintptr_t)buffer % HUGE == 0 && munmap(buffer, HUGE) == 0);
+    CHECK(pl_buffer_map(4096, PL_PAGES_TRANSPARENT, &buffer) == -EINVAL);
+    CHECK(pl_buffer_map(0, PL_PAGES_TRANSPARENT, &buffer) == -EINVAL);
+    CHECK(pl_buffer_map(HUGE, PL_PAGES_RESERVED + 1, &buffer) == -EINVAL);
+    CHECK(pl_buffer_map((size_t)1 << 62, PL_PAGES_RESERVED, &buffer) == -ENOMEM);
+    CHECK(pl_buffer_map(HUGE, PL_PAGES_RESERVED, &buffer) >= 0 && munmap(buffer, HUGE) == 0);
+    CHECK(pl_buffer_map(HUGE, PL_PAGES_TRANSPARENT, &buffer) >= 0);
     CHECK((uintptr_t)buffer % HUGE == 0);
     memset(buffer, 0xA5, HUGE);
     CHECK(pl_aio_open(64, &context) == 0);
@@ -55,8 +62,17 @@ static void exercise_io(const char *path)
         reaped += found;
     }
     CHECK(pl_aio_reap(context, 1, 64, 1000000, done) == 0);
+    memset(buffer, 0, HUGE);
+    requests[0].is_write = 0;
+    requests[0].bytes = 64 * 4096;
+    CHECK(pl_aio_submit(context, event, requests, 1) == 1);
+    CHECK(pl_aio_reap(context, 1, 64, -1, done) == 1 && done[0].result == 64 * 4096);
+    for (size_t i = 0; i < 64 * 4096; i++)
+        CHECK(((uint8_t *)buffer)[i] == 0xA5);
+    requests[0].fd = -1;
+    CHECK(pl_aio_submit(context, event, requests, 1) == -EBADF);
     CHECK(pl_aio_close(context) == 0);
-    CHECK(pl_buffer_unmap(buffer, HUGE) == 0);
+    CHECK(munmap(buffer, HUGE) == 0);
     close(event);
     close(fd);
 }
@@ -83,6 +99,9 @@ static void exercise_scans(void)
     CHECK(pl_scan(area, bytes, COUNT + 1, STRIDE, 144, 48, 48, verdicts) == -EINVAL);
     CHECK(pl_scan(area, bytes, 2, STRIDE, bytes + 1, 48, 48, verdicts) == -EINVAL);
     CHECK(pl_scan(area, bytes, SIZE_MAX, STRIDE, 144, 48, 48, verdicts) == -EINVAL);
+    CHECK(pl_scan(area, bytes, 1, STRIDE, 144, 48, SIZE_MAX, verdicts) == -EINVAL);
+    CHECK(pl_scan(area, bytes, 1, STRIDE, 144, 48, bytes - 3, verdicts) == -EINVAL);
+    CHECK(pl_scan(area, bytes, 1, STRIDE, 144, 48, bytes - 4, verdicts) >= 0);
     CHECK(pl_scan(area, 0, 0, STRIDE, 144, 48, 48, verdicts) == 0);
     CHECK(pl_delta_columns(area, bytes, COUNT, STRIDE, 1, name, 255, 1, &columns) == 0);
     CHECK(!good[0] && !good[COUNT - 1] && !mark[0]);

@@ -7,6 +7,7 @@ python tools/generate_aio.py --check   exit 1 when it differs from what would be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ def generate() -> str:
     ffi.cdef((CSRC / "aio.cdef.txt").read_text())
     ffi.set_source("paxoslease._aio", '#include "alignedio.h"')
     target = io.StringIO()
-    ffi.emit_c_code(target)
+    with contextlib.redirect_stdout(None):  # it reports the address of the StringIO
+        ffi.emit_c_code(target)
     return target.getvalue()
 
 

@@ -33,6 +33,23 @@ def test_implementations_agree(data: bytes) -> None:
     assert native.crc32c(data) == native.crc32c_portable(data) == native.crc32c(memoryview(data))
 
 
+def test_every_byte_and_position_of_the_portable_table() -> None:
+    """The table of the portable checksum agrees with the bitwise definition, byte by byte."""
+    for value in range(256):
+        for before in range(4):
+            data = bytes(before) + bytes([value]) + bytes(5)
+            assert native.crc32c_portable(data) == _by_definition(data)
+
+
+def _by_definition(data: bytes) -> int:
+    crc = 0xFFFFFFFE
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
+
+
 def _scan(area: bytes, count: int) -> list[int]:
     verdicts = native.scan(area, count, 512, zero_bytes=144, crc_bytes=48, crc_offset=48)
     return list(verdicts)
