@@ -50,6 +50,7 @@ lint: build
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_aio.py --check
+	$(BIN)/python tools/check_c.py --warnings
 
 clean:
 	rm -rf $(VENV) build *.egg-info paxoslease/_aio*.so .mypy_cache .ruff_cache .pytest_cache

@@ -38,7 +38,7 @@ static void exercise_io(const char *path)
     CHECK(pl_buffer_map(4096, PL_PAGES_TRANSPARENT, &buffer) == -EINVAL);
     CHECK(pl_buffer_map(0, PL_PAGES_TRANSPARENT, &buffer) == -EINVAL);
     CHECK(pl_buffer_map(HUGE, PL_PAGES_RESERVED + 1, &buffer) == -EINVAL);
-    CHECK(pl_buffer_map((size_t)1 << 62, PL_PAGES_RESERVED, &buffer) == -ENOMEM);
+    CHECK(pl_buffer_map((size_t)1 << 62, PL_PAGES_RESERVED, &buffer) < 0);
     CHECK(pl_buffer_map(HUGE, PL_PAGES_RESERVED, &buffer) >= 0 && munmap(buffer, HUGE) == 0);
     CHECK(pl_buffer_map(HUGE, PL_PAGES_TRANSPARENT, &buffer) >= 0);
     CHECK((uintptr_t)buffer % HUGE == 0);
