@@ -15,29 +15,53 @@ from __future__ import annotations
 import time
 from array import array
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from paxoslease.simulation.explore_values import BLOCKED, TWO_OWNERS
-from paxoslease.simulation.explore_words import describe_disk, describe_step
+from paxoslease.simulation.explore_locals import LocalStates
+from paxoslease.simulation.explore_values import BLOCKED, TWO_OWNERS, Step
 from paxoslease.simulation.explore_world import LeaseWorld
 
 _ALONE_STEPS_MAX = 80  # an attempt that meets nobody takes about ten
+
+
+class Model(Protocol):
+    """What the search needs of a kind of worlds; those are hashable values."""
+
+    sometimes: Counter[tuple[Any, ...]]
+    locals: LocalStates
+
+    def initial(self) -> Any:
+        """Return the first world."""
+
+    def steps(self, world: Any) -> list[Step]:
+        """Return every step that can come next."""
+
+    def owners(self, world: Any) -> tuple[tuple[int, int], ...]:
+        """Return who owns what is contended for: (host id, version) each."""
+
+    def words_of(self, world: Any) -> str:
+        """Return what is on the disk."""
+
+    def words_of_step(self, world: Any, step: Step) -> str:
+        """Return a step from `world` in words."""
 
 
 class Result(NamedTuple):
     """What a search found.
 
     states: distinct worlds reached. exhausted: there are no others. violations: by property, the
-    number of worlds in which it is first violated. sometimes: see LeaseWorld. traces: by property,
-    the worlds from the first to a nearest violating one.
+    number of worlds in which it is first violated. sometimes: what was met in local transitions,
+    to prove that the search is not vacuous. traces: by property, the worlds from the first to a
+    nearest violating one.
     """
 
     states: int
     exhausted: bool
     violations: Counter[str]
-    sometimes: Counter[tuple[object, ...]]
-    traces: dict[str, tuple[int, ...]]
+    sometimes: Mapping[tuple[Any, ...], int]
+    traces: dict[str, tuple[Any, ...]]
     runs: int
     seconds: float
 
@@ -54,44 +78,30 @@ class Result(NamedTuple):
 class Search:
     """A search through the worlds of a model; `seen` holds those reached so far."""
 
-    def __init__(self, model: LeaseWorld, *, blocked: bool = True) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
-        self.seen: set[int] = set()
-        self._blocked = blocked
-        self._order: list[int] = []
+        self.seen: set[Any] = set()
+        self._order: list[Any] = []
         self._parents = array("L")
-        self._bad: dict[str, set[int]] = {}
-        self._traces: dict[str, tuple[int, ...]] = {}
+        self._bad: dict[str, set[Any]] = {TWO_OWNERS: set()}
+        self._traces: dict[str, tuple[Any, ...]] = {}
 
-    def run(self, limit: int | None = None) -> Result:
-        """Explore everything, or until more than `limit` worlds were reached."""
+    def run(self, *, limit: int | None = None, until: str = "") -> Result:
+        """Explore everything, or until `limit` worlds were reached or `until` was violated."""
         begun_s = time.perf_counter()
         first = self.model.initial()
         self.seen = {first}
         self._order = [first]
         self._parents = array("L", [0])
-        steps, seen, order, parents = self.model.steps, self.seen, self._order, self._parents
-        i = 0
-        ends = self._bad.setdefault(TWO_OWNERS, set())
-        while i < len(order) and (limit is None or len(order) <= limit):
-            world = order[i]
-            if world in ends:
-                i += 1
-                continue
-            for step in steps(world):
-                after = step[0]
-                if after not in seen:
-                    seen.add(after)
-                    order.append(after)
-                    parents.append(i)
-                if step[3]:
-                    self._note(step[3], after, i)
-            if self._blocked and self.model.is_idle(world) and self._is_blocked(world):
-                self._note((BLOCKED,), world, parents[i])
-            i += 1
+        done = 0
+        while done < len(self._order) and (limit is None or len(self._order) < limit):
+            self._expand(done)
+            done += 1
+            if until in self._traces:
+                break
         return Result(
-            len(order),
-            i == len(order),
+            len(self._order),
+            done == len(self._order),
             Counter({what: len(worlds) for what, worlds in self._bad.items() if worlds}),
             self.model.sometimes,
             self._traces,
@@ -99,60 +109,79 @@ class Search:
             time.perf_counter() - begun_s,
         )
 
-    def _note(self, bad: tuple[str, ...], world: int, parent: int) -> None:
+    def _expand(self, i: int) -> None:
+        """Reach everything that can follow the i-th world."""
+        world = self._order[i]
+        if world in self._bad[TWO_OWNERS]:
+            return
+        seen, order, parents = self.seen, self._order, self._parents
+        for step in self.model.steps(world):
+            after = step[0]
+            if after not in seen:
+                seen.add(after)
+                order.append(after)
+                parents.append(i)
+            if step[3]:
+                self._note(step[3], after, i)
+        model = self.model
+        if isinstance(model, LeaseWorld) and model.is_idle(world) and _is_blocked(model, world):
+            self._note((BLOCKED,), world, parents[i])
+
+    def _note(self, bad: tuple[str, ...], world: Any, parent: int) -> None:
         for what in bad:
             self._bad.setdefault(what, set()).add(world)
             if what not in self._traces:
                 self._traces[what] = (*self._path(parent), world)
 
-    def _path(self, i: int) -> tuple[int, ...]:
+    def _path(self, i: int) -> tuple[Any, ...]:
         worlds = [self._order[i]]
         while i:
             i = self._parents[i]
             worlds.append(self._order[i])
         return tuple(reversed(worlds))
 
-    def _is_blocked(self, world: int) -> bool:
-        """Tell whether some live host, running alone, does not get the lease.
 
-        Bounds do not count here. A host that comes round to the same world, or has not got the
-        lease after many times the steps of an attempt, never will.
-        """
-        model = self.model
-        return any(
-            not model.life_in(world, host_id).crashed and not self._gets_it_alone(world, host_id)
-            for host_id in model.hosts
-        )
+def _is_blocked(model: LeaseWorld, world: int) -> bool:
+    """Tell whether some live host, running alone, does not get the lease.
 
-    def _gets_it_alone(self, world: int, host_id: int) -> bool:
-        been = {world}
-        while len(been) < _ALONE_STEPS_MAX:
-            steps = self.model.calm_steps(world, beyond=True)
-            world = next(s.world for s in steps if s.host_id == host_id)
-            if self.model.owners(world):
-                return True
-            if world in been:
-                return False
-            been.add(world)
-        return False
+    Bounds do not count here. A host that comes round to the same world, or has not got the lease
+    after many times the steps of an attempt, never will.
+    """
+    return any(
+        not model.life_in(world, host_id).crashed and not _gets_it_alone(model, world, host_id)
+        for host_id in model.hosts
+    )
 
 
-def explore(model: LeaseWorld, *, limit: int | None = None, blocked: bool = True) -> Result:
-    """Explore all worlds of a model, or until more than `limit` were reached."""
-    return Search(model, blocked=blocked).run(limit)
+def _gets_it_alone(model: LeaseWorld, world: int, host_id: int) -> bool:
+    been = {world}
+    while len(been) < _ALONE_STEPS_MAX:
+        steps = model.calm_steps(world, beyond=True)
+        world = next(s.world for s in steps if s.host_id == host_id)
+        if model.owners(world):
+            return True
+        if world in been:
+            return False
+        been.add(world)
+    return False
 
 
-def describe(model: LeaseWorld, worlds: tuple[int, ...]) -> str:
-    """Return a trace in words: one line per step, and the lease on disk where it changed."""
-    lines = [describe_disk(model, worlds[0])]
+def explore(model: Model, *, limit: int | None = None, until: str = "") -> Result:
+    """Explore all worlds of a model, or until `limit` were reached or `until` was violated."""
+    return Search(model).run(limit=limit, until=until)
+
+
+def describe(model: Model, worlds: tuple[Any, ...]) -> str:
+    """Return a trace in words: a line per step, who owned the lease, the disk before and after."""
+    lines = [model.words_of(worlds[0])]
     for number, (before, after) in enumerate(pairwise(worlds), 1):
         if after == before:
             continue
         step = next(s for s in model.steps(before) if s.world == after)
-        lines.append(f"{number:3}. {describe_step(model, before, step)}")
+        lines.append(f"{number:3}. {model.words_of_step(before, step)}")
         owners = model.owners(after)
         if owners != model.owners(before):
             names = " and ".join(f"host {h} (version {v})" for h, v in owners) or "nobody"
             lines.append(f"     owner now: {names}")
-    lines.append(describe_disk(model, worlds[-1]))
+    lines.append(model.words_of(worlds[-1]))
     return "\n".join(lines)

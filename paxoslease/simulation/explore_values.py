@@ -87,9 +87,9 @@ class Life(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step of a world. `bad` names the properties that it violates."""
+    """One step: the world after it, whose step it is, and the properties that it violates."""
 
-    world: int
+    world: Any
     host_id: int
     action: str
     bad: tuple[str, ...] = ()

@@ -65,6 +65,7 @@ from paxoslease.simulation.explore_values import (
     delta_sector,
     seen,
 )
+from paxoslease.simulation.explore_words import describe_disk, describe_step
 
 
 class LeaseWorld(Processes):
@@ -178,6 +179,14 @@ class LeaseWorld(Processes):
             return False
         idle = self.idle
         return all((world >> place & LOCAL_MASK) in idle for _, place in self.processes)
+
+    def words_of(self, world: int) -> str:
+        """Return what is on the disk, in words."""
+        return describe_disk(self, world)
+
+    def words_of_step(self, world: int, step: Step) -> str:
+        """Return a step from `world` in words."""
+        return describe_step(self, world, step)
 
     # -- steps -------------------------------------------------------------------------------
 
