@@ -204,43 +204,41 @@ def test_host_ids_out_of_range(host_id: int) -> None:
 # -- acquire a held id -------------------------------------------------------------------------
 
 
-def outwaiting(found: Leader, after: list[tuple[int, Leader]], **options: Any) -> Outcome:
-    """Answer until the record was seen at each of these moments; see what comes then."""
+def outwaiting(found: Leader, after: list[tuple[int, Leader]]) -> Outcome:
+    """Answer until the record was seen at each of these moments, and once more what time it is."""
     answers: list[Any] = [NOW, sector(found), NOW]
     for at_us, leader in after:
         answers += [NOW, None, at_us, sector(leader)]
-    return acquiring(answers, **options)
+    return acquiring([*answers, after[-1][0]])
 
 
 def test_a_held_id_is_taken_after_the_owner_must_be_gone() -> None:
     """Not one microsecond before `dead`, counted from our own reading; then as a free one."""
     held = taken()
     outcome = outwaiting(held, [(NOW + DEAD, held)])
-    assert isinstance(outcome.effects[-1], Now)
-    assert not outcome.of(Write)
+    assert outcome.effects[-1] == Sleep(1, cancellable=True)
     late = NOW + DEAD + 1
-    outcome = acquiring([NOW, sector(held), NOW, NOW, None, late, sector(held), late])
-    mine = expected_record(held, late // S)
-    assert written(outcome) == mine
+    outcome = outwaiting(held, [(NOW + 2 * S, held), (late, held)])
+    assert written(outcome) == expected_record(held, late // S)
     assert outcome.effects[-1].not_after_us == late + SETTLE
 
 
 def test_the_larger_io_timeout_decides_how_long() -> None:
     """A slow owner is waited for by its own time, a quick one by ours (M9)."""
     slow = taken(io_timeout=10)
-    assert not outwaiting(slow, [(NOW + DEAD + 1, slow)]).of(Write)
     needed = NOW + (80 + 60) * S
-    answers = [NOW, sector(slow), NOW, NOW, None, needed + 1, sector(slow), needed + 1]
-    assert acquiring(answers).of(Write)
+    assert not outwaiting(slow, [(needed, slow)]).of(Write)
+    assert outwaiting(slow, [(needed + 1, slow)]).of(Write)
     quick = taken(io_timeout=1)
     assert not outwaiting(quick, [(NOW + DEAD, quick)]).of(Write)
+    assert outwaiting(quick, [(NOW + DEAD + 1, quick)]).of(Write)
 
 
 def test_a_record_that_moves_is_alive() -> None:
     """Any change of a held record ends the attempt at once (D2)."""
     held = taken()
     for moved in (taken(timestamp=56), taken(name=b"third"), taken(write_id=1)):
-        outcome = outwaiting(held, [(NOW + 2 * S, moved)])
+        outcome = acquiring([NOW, sector(held), NOW, NOW, None, NOW + S, sector(moved)])
         assert isinstance(outcome.error, HostIdBusy)
         assert outcome.error.generation == 3
 
