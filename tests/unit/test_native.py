@@ -65,6 +65,16 @@ def test_scan_tells_zero_good_and_bad() -> None:
     assert _scan(area, 4) == [native.ZERO, native.GOOD, native.BAD, native.BAD]
 
 
+@pytest.mark.parametrize("zero_bytes", [0, 1, 7, 15, 16, 17, 31, 48, 144])
+def test_scan_sees_a_single_bit_anywhere(zero_bytes: int) -> None:
+    """One bit in any of the bytes that must be zero shows; the byte behind them does not."""
+    for at in range(zero_bytes + 1):
+        record = bytearray(152)
+        record[at] = 0x10
+        verdicts = native.scan(record, 1, 152, zero_bytes=zero_bytes, crc_bytes=144, crc_offset=148)
+        assert (verdicts[0] != native.ZERO) == (at < zero_bytes)
+
+
 @pytest.mark.parametrize(("length", "count"), [(511, 2), (100, 1), (0, 1), (1024, 3)])
 def test_scan_refuses_records_outside_of_the_area(length: int, count: int) -> None:
     """A scan never looks behind the end of the memory that it was given."""
