@@ -180,6 +180,20 @@ class LeaseWorld(Processes):
         idle = self.idle
         return all((world >> place & LOCAL_MASK) in idle for _, place in self.processes)
 
+    def value_of(self, world: int) -> tuple[Any, ...]:
+        """Return a world by its content: equal for equal worlds of different models."""
+        keys = list(self.locals.keys)
+        return (
+            self.disk_in(world),
+            tuple(
+                (self.life_in(world, h), keys[self.locals.key_of[self.local(world, h)]][1:])
+                for h in self.hosts
+            ),
+            tuple(f._replace(data=self.sectors.values[f.data]) for f in self.in_flight(world)),
+            self.left_in(world),
+            self._histories.values[world >> self._history_place & SMALL_MASK],
+        )
+
     def words_of(self, world: int) -> str:
         """Return what is on the disk, in words."""
         return describe_disk(self, world)
