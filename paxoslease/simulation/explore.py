@@ -157,7 +157,10 @@ def _gets_it_alone(model: LeaseWorld, world: int, host_id: int) -> bool:
     been = {world}
     while len(been) < _ALONE_STEPS_MAX:
         steps = model.calm_steps(world, beyond=True)
-        world = next(s.world for s in steps if s.host_id == host_id)
+        mine = [s.world for s in steps if s.host_id == host_id]
+        if not mine:
+            return True  # it has no attempts left: nothing is known
+        world = mine[0]
         if model.owners(world):
             return True
         if world in been:

@@ -40,6 +40,14 @@ class Given(NamedTuple):
     mark: Hashable = None
 
 
+class LocalKey(NamedTuple):
+    """What makes a local state: where it began, position and live locals or DONE, its mark."""
+
+    number: int
+    state: Hashable
+    mark: Hashable
+
+
 class Origin(NamedTuple):
     """How a local state was first reached: from which, by which answer; -1 at a beginning."""
 
@@ -67,7 +75,7 @@ class LocalStates:
         self.mark: list[Hashable] = []
         self.begun: list[int] = []
         self.key_of: list[int] = []
-        self.keys: dict[Hashable, int] = {}
+        self.keys: dict[LocalKey, int] = {}
         self.runs = 0
         self._resolve = resolve
         self._histories = histories
@@ -90,7 +98,7 @@ class LocalStates:
     def _go_on(self, process: Process, number: int, origin: Origin) -> int:
         effect, mark = self._run(process, number, origin.answer)
         position: Hashable = DONE if effect is DONE else generator_key(process)
-        key = self.keys.setdefault((number, position, mark), len(self.keys))
+        key = self.keys.setdefault(LocalKey(number, position, mark), len(self.keys))
         name: Hashable = (origin.parent, origin.answer, number) if self._histories else key
         p = self._ids.setdefault(name, len(self.effect))
         if p == len(self.effect):

@@ -18,6 +18,8 @@ where nobody crashes.
 
 from __future__ import annotations
 
+from typing import Any
+
 from paxoslease.disk.records import (
     HOST_SECTOR_BYTES,
     LEADER_BYTES,
@@ -186,13 +188,21 @@ class LeaseWorld(Processes):
         return (
             self.disk_in(world),
             tuple(
-                (self.life_in(world, h), keys[self.locals.key_of[self.local(world, h)]][1:])
+                (
+                    self.life_in(world, h),
+                    keys[self.locals.key_of[self.local(world, h)]].state,
+                    self._read_so_far(world, h),
+                )
                 for h in self.hosts
             ),
             tuple(f._replace(data=self.sectors.values[f.data]) for f in self.in_flight(world)),
             self.left_in(world),
             self._histories.values[world >> self._history_place & SMALL_MASK],
         )
+
+    def _read_so_far(self, world: int, host_id: int) -> tuple[bytes | None, ...]:
+        parts = self._progress.values[world >> self._progress_place[host_id] & SMALL_MASK]
+        return tuple(None if part < 0 else self.sectors.values[part] for part in parts)
 
     def words_of(self, world: int) -> str:
         """Return what is on the disk, in words."""

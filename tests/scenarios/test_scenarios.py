@@ -103,5 +103,5 @@ def test_schedule_refuses_nonsense() -> None:
     """A schedule with a misspelt command is an error, not an empty step."""
     schedule = Schedule(LeaseWorld((program("ours"), program("ours")), BOUNDS))
     for command in ("C does", "A dos", "A chooses x", "until idle"):
-        with pytest.raises(ValueError, match="no such host|not understood|invalid literal"):
+        with pytest.raises(ValueError, match=r"no such host|not understood|invalid literal"):
             schedule.run(command)
