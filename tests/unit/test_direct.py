@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import select
@@ -411,6 +412,33 @@ def test_read_only_device_and_file(read_only_device: str, mounted: Path) -> None
         assert error.value.errno == errno.EROFS
         with open_direct(name, writable=False) as file:
             assert file.size_bytes == MIB
+
+
+def test_files_are_direct_durable_and_not_inherited(disk: DirectFile) -> None:
+    """An acknowledged write is on the disk: files bypass the page cache and write through."""
+    flags = fcntl.fcntl(disk.fd, fcntl.F_GETFL)
+    assert flags & os.O_DIRECT
+    assert flags & os.O_DSYNC
+    assert fcntl.fcntl(disk.fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+@pytest.mark.parametrize("huge", [True, False])
+def test_buffers_are_not_shared_with_a_child(huge: bool) -> None:
+    """The kernel's target stays ours after fork: no pool memory is copied on write."""
+    buffer = BufferPool(huge=huge).take(512)
+    assert "dc" in _mapping_flags(buffer.address)
+    buffer.release()
+
+
+def _mapping_flags(address: int) -> list[str]:
+    """Return the kernel's flags of the mapping at an address; dc: not copied on fork."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
 def test_o_direct_refused() -> None:
