@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paxoslease.cli.demo_host import MODULE
 from paxoslease.cli.demo_plan import DEAD_S, GUEST, HOLD_S, IO_TIMEOUT_S, LIMIT_S, LOCKSPACE
 from paxoslease.cli.demo_screen import Event, Screen
 from paxoslease.cli.exits import Exit
@@ -49,7 +50,7 @@ class _Host:
                 "-W",
                 "ignore",
                 "-m",
-                "paxoslease.cli.demo_host",
+                MODULE,
                 "host",
                 str(directory),
                 str(host_id),

@@ -7,6 +7,7 @@ of the machine share. The director (demo_command.py) kills this process to play 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import paxoslease
 from paxoslease.cli.demo_plan import GUEST, HOST_NAMES, IO_TIMEOUT_S, LOCKSPACE, WATCHDOG_S
 
+MODULE = "paxoslease.cli.demo_host"
 _BEAT_S = 0.1
 
 
@@ -27,7 +29,8 @@ def _report(host_id: int, event: str, **fields: object) -> None:
 
 def host(directory: Path, host_id: int) -> int:
     """Be a host until told to stop: exit code 0."""
-    stop = signal.sigwait
+    # There is no watchdog for two processes that only play hosts; the director plays it too.
+    logging.getLogger("paxoslease").addHandler(logging.NullHandler())
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     disk = str(directory / "disk")
     _report(host_id, "joining")
@@ -54,11 +57,11 @@ def host(directory: Path, host_id: int) -> int:
         with lease:
             _report(host_id, "acquired", token=lease.fencing_token)
             guest = subprocess.Popen(
-                [sys.executable, "-m", __name__, "guest", str(directory), str(host_id)]
+                [sys.executable, "-m", MODULE, "guest", str(directory), str(host_id)]
             )
             lockspace.guard(guest)
             _report(host_id, "running", pid=guest.pid)
-            stop({signal.SIGTERM, signal.SIGINT})
+            signal.sigwait({signal.SIGTERM, signal.SIGINT})
             guest.terminate()
             guest.wait()
             _report(host_id, "stopped")

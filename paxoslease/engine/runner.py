@@ -255,11 +255,11 @@ class Runner:
         poll = select.poll()
         poll.register(aio.fileno(), select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        while not (self._stopping and not self._running and not self._pending):
+        while not self._is_finished():
             while self._mail:
                 self._mail.popleft()()
             self._advance(aio)
-            if self._mail:
+            if self._mail or self._is_finished():
                 continue
             for fd, _ in poll.poll(self._patience_ms()):
                 if fd == self._wake:
@@ -268,6 +268,9 @@ class Runner:
                     self._take(aio.reap())
             self._fire()
         aio.close()
+
+    def _is_finished(self) -> bool:
+        return self._stopping and not self._running and not self._pending
 
     def _patience_ms(self) -> float | None:
         while self._timers and self._timers[0][1] not in self._live_timers:

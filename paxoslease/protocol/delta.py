@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from paxoslease.disk.layout import Area
+from paxoslease.disk.layout import PROBE_BYTES, Area
 from paxoslease.disk.records import (
     Leader,
     Where,
@@ -92,6 +92,21 @@ class Advertised(NamedTuple):
 
 
 NOTHING_ADVERTISED = Advertised()
+
+
+def open_lockspace(path: str, offset: int, name: bytes, timing: Timing) -> Protocol[Lockspace]:
+    """Find out the sizes of the lockspace at a place, and that it is the one named.
+
+    Raises BadRecord (not a lockspace, another name, impossible sizes), DiskTimeout, DiskError.
+    """
+    data = yield Read(path, offset, PROBE_BYTES, timing.io_us)
+    leader = parse_delta(data, Where(path, offset), name)
+    sizes = leader.sizes
+    if sizes is None:
+        found = f"{leader.sector_size} with flags {leader.flags:#x}"
+        where = Where(path, offset)
+        raise where.bad("delta lease", "sector_size", "a legal pair of sizes", found, -230)
+    return Lockspace(name, Area(path, offset, sizes))
 
 
 def read_delta(space: Lockspace, host_id: int, timing: Timing) -> Protocol[Leader]:
@@ -227,7 +242,13 @@ def read_image(space: Lockspace, host_id: int, timing: Timing) -> Protocol[Locks
     """
     area = space.area
     image: LockspaceImage = yield ReadLockspace(
-        area.path, area.offset, area.sector_size, area.sizes.align_size, host_id, 2 * timing.io_us
+        area.path,
+        area.offset,
+        area.sector_size,
+        area.sizes.align_size,
+        space.name,
+        host_id,
+        2 * timing.io_us,
     )
     return image
 

@@ -17,7 +17,7 @@ Duties of every driver:
 3. A `Write` that overlaps one that timed out and has not landed yet is not submitted:
    `DiskTimeout` with ticket 0 is thrown (rule M7).
 4. The answers are immutable and hashable, so that a generator's locals are a key.
-5. `Cancelled` is thrown only at `Sleep` and `AwaitHost` with `cancellable`.
+5. `Cancelled` is thrown only at a `Sleep` that is `cancellable`.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class ReadLockspace(NamedTuple):
     offset: int
     sector_size: int
     align_size: int
+    space_name: bytes
     host_id: int
     timeout_us: int
 
@@ -163,18 +164,6 @@ class Observe(NamedTuple):
     host_id: int
 
 
-class AwaitHost(NamedTuple):
-    """Wait until the host table changes its mind about a host, or `timeout_us` passed.
-
-    Answer: HostSeen. Throws Cancelled if `cancellable`.
-    """
-
-    host_id: int
-    seen: HostSeen
-    timeout_us: int
-    cancellable: bool = False
-
-
 class HostSeen(NamedTuple):
     """One row of the host table (spec/algorithms.md 3).
 
@@ -243,7 +232,6 @@ Effect: TypeAlias = (
     | Gather
     | Membership
     | Observe
-    | AwaitHost
     | PetWatchdog
     | Signal
     | RunKillpath

@@ -48,6 +48,7 @@ from paxoslease.protocol.hosts import HostTable
 from paxoslease.timing import Timing
 
 RETRY_PAUSE_US = 500_000
+NOT_IN_TIME = "its host id was not renewed in time"
 
 
 class Joined(NamedTuple):
@@ -100,12 +101,27 @@ class Member:
         self.failure: Failed | None = None
         self.is_leaving = False
         self.has_left = False
+        self.is_failure_told = False
         self.renewals = 0
         self.advertise: Callable[[int], Advertised] = _nothing
 
     def leave(self) -> None:
         """Ask for the end: no new lease from now on, the host id is freed when the life sees it."""
         self.is_leaving = True
+
+    def fail(self, reason: str, error: PaxosleaseError | None) -> bool:
+        """End the membership without leaving; False when it had ended before."""
+        if self.failure is not None or self.has_left:
+            return False
+        self.failure = Failed(reason, error)
+        return True
+
+    def untold_failure(self) -> Failed | None:
+        """Return the failure to whoever asks first after it happened: it is notified once."""
+        if self.failure is None or self.is_failure_told:
+            return None
+        self.is_failure_told = True
+        return self.failure
 
     def standing(self, now_us: int) -> Standing:
         """Answer the effect Membership. Raises LockspaceFailed when no lease may be had or kept."""
@@ -117,7 +133,7 @@ class Member:
             raise LockspaceFailed(self.space.name, "this host has left it")
         expires_us = self.held.renewed_us + self.timing.fail_us
         if now_us >= expires_us:
-            raise LockspaceFailed(self.space.name, "not renewed in time")
+            raise LockspaceFailed(self.space.name, NOT_IN_TIME)
         return Standing(self.host_id, self.held.generation, expires_us)
 
     def expires_us(self) -> int:
@@ -153,9 +169,32 @@ def live(member: Member, *, earlier_life_over: bool = False) -> Protocol[None]:
             break
         due_us = yield from _next_due(member, began_us, renewal)
     if member.failure is not None:
-        yield Notify(member.failure)
+        untold = member.untold_failure()
+        if untold is not None:
+            yield Notify(untold)
         return
     yield from _leave(member)
+
+
+def guard(member: Member) -> Protocol[None]:
+    """See to it that a membership fails in time, also while its life waits for a disk.
+
+    `live` may hang in one write for as long as `dead`. Users of leases must have stopped before
+    others may take over, so the clock decides, not the disk (M2). Notifies Failed.
+    """
+    while member.failure is None and not member.has_left:
+        now_us: int = yield Now()
+        left_us = member.expires_us() - now_us
+        if left_us <= 0:
+            member.fail(NOT_IN_TIME, None)
+            untold = member.untold_failure()
+            if untold is not None:
+                yield Notify(untold)
+            return
+        try:
+            yield Sleep(left_us, cancellable=True)
+        except Cancelled:
+            return
 
 
 def _next_due(member: Member, began_us: int, renewal: Renewed) -> Protocol[int]:
@@ -180,7 +219,7 @@ def _pause(member: Member, due_us: int) -> Protocol[bool]:
     while True:
         now_us: int = yield Now()
         if now_us >= member.expires_us():
-            member.failure = Failed("not renewed in time", None)
+            member.fail(NOT_IN_TIME, None)
             return True
         if member.is_leaving:
             return True
@@ -213,7 +252,7 @@ def _renew_once(member: Member, began_us: int) -> Protocol[Renewed]:
             yield Notify(Marked(marked))
     except (RenewalRefused, BadRecord) as refusal:
         error = refusal
-        member.failure = Failed("its delta lease was changed by others", refusal)
+        member.fail("its delta lease was changed by others", refusal)
     except PaxosleaseError as failure:
         error = failure
         if wrote:
