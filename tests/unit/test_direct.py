@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import select
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -198,12 +199,19 @@ def test_read_behind_the_end_is_short(disk: DirectFile, aio: Aio) -> None:
     buffer.release()
 
 
-def test_close_waits_for_what_is_in_flight(disk: DirectFile) -> None:
+def test_close_waits_for_what_is_in_flight(hanging: HangingDisk) -> None:
     """Closing a context gives its buffers back only after the kernel has let go of them."""
     context = Aio(depth=4)
-    buffer = shared_pool().take(MIB)
-    context.submit([Request(1, disk, False, 0, buffer, MIB)])
-    context.close()
+    buffer = shared_pool().take(512)
+    context.submit([Request(1, hanging.file, True, 0, buffer, 512)])
+    closing = threading.Thread(target=context.close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    assert buffer.in_flight
+    hanging.thaw()
+    closing.join(10)
+    assert not closing.is_alive()
     buffer.release()
     context.close()
 
