@@ -12,6 +12,7 @@ from tests.compat.peer import Lockspace, Resource, SanlockHost, loop_device, wai
 IO_TIMEOUT_S: Final = 1
 MIB: Final = 1 << 20
 SPACE_NAME: Final = "BENCH"
+KINDS: Final = ("file", "loop4k", "loop4k-direct")
 
 
 class Storage(NamedTuple):
@@ -34,9 +35,11 @@ class Storage(NamedTuple):
 
 @contextmanager
 def storage(directory: Path, kind: str, areas: int) -> Iterator[Storage]:
-    """Yield storage for `areas` areas: `file` is 512/1M on a file, `loop4k` 4096/8M on a loop.
+    """Yield storage for `areas` areas: one of KINDS.
 
-    The size is that of the areas; nothing is written yet.
+    `file` is 512/1M on a file; `loop4k` is 4096/8M on a loop device whose reads come from the page
+    cache; `loop4k-direct` the same past the page cache. The size is that of the areas; nothing is
+    written yet.
     """
     if kind == "file":
         path = directory / "bench.leases"
@@ -49,7 +52,8 @@ def storage(directory: Path, kind: str, areas: int) -> Iterator[Storage]:
         return
     backing = directory / "bench.disk"
     try:
-        with loop_device(backing, areas * 8 * MIB, 4096) as device:
+        is_direct = kind == "loop4k-direct"
+        with loop_device(backing, areas * 8 * MIB, 4096, direct_io=is_direct) as device:
             yield Storage(device, 4096, 8 * MIB)
     finally:
         backing.unlink(missing_ok=True)

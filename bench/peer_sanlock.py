@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import raw_io
-from bench.peer_rig import IO_TIMEOUT_S, Rig, Storage, rig, storage
+from bench.peer_rig import IO_TIMEOUT_S, KINDS, Rig, Storage, rig, storage
 from tests.compat.peer import (
     HELD,
     Lockspace,
@@ -60,15 +60,18 @@ def cycle_cpu_ms(bench: Rig, count: int, rounds: int) -> list[float]:
     return samples
 
 
-def batch_s(bench: Rig, leases: int, rounds: int, per_call: int = 8) -> list[float]:
+def batch_s(
+    bench: Rig, leases: int, rounds: int, per_call: int = 8, in_turn: bool = False
+) -> list[float]:
     """Return the seconds until `leases` free leases are all held.
 
-    As sanlock does it best: a registered client for every `per_call` leases, all at once.
+    As sanlock does it best: a registered client for every `per_call` leases, all at once (other
+    sizes of a call, or more worker threads, change little); or one call after another.
     """
     args = leases_as_args([bench.where.resource(index) for index in range(leases)])
     samples = []
     for _ in range(rounds):
-        took = bench.hosts[0].call("batch", leases=args, per_call=per_call)
+        took = bench.hosts[0].call("batch", leases=args, per_call=per_call, in_turn=in_turn)
         samples.append(took["acquire_ns"] / 1e9)
     return samples
 
@@ -277,9 +280,9 @@ ACQUIRE_SERIES: Final = (
 
 
 def report_batch(options: Options) -> Report:
-    """Measure 200 leases at once, in turns with the raw I/O of the same."""
+    """Measure 200 leases at once, in turns with one call after another and with the raw I/O."""
     leases = 200
-    found: dict[str, list[float]] = {"batch_s": [], "raw_batch_s": []}
+    found: dict[str, list[float]] = {"batch_s": [], "in_turn_batch_s": [], "raw_batch_s": []}
     with (
         storage(options.directory, options.kind, 2 * leases + 1) as where,
         rig(options.directory, where, resources=leases) as bench,
@@ -289,6 +292,7 @@ def report_batch(options: Options) -> Report:
         raw_io.raw_format_s(*sizes, leases, apart)
         for _ in range(options.rounds):
             found["batch_s"] += batch_s(bench, leases, 1)
+            found["in_turn_batch_s"] += batch_s(bench, leases, 1, in_turn=True)
             found["raw_batch_s"].append(raw_io.raw_batch_s(*sizes, leases, apart))
     return dict(found)
 
@@ -430,7 +434,7 @@ def main() -> None:
     """Run the measurements asked for, print a summary, keep the raw samples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--what", choices=[*REPORTS, "all"], default="all")
-    parser.add_argument("--storage", choices=("file", "loop4k"), default="file")
+    parser.add_argument("--storage", choices=KINDS, default=KINDS[0])
     parser.add_argument("--rounds", type=int, help="how often; by default as often as is useful")
     parser.add_argument("--duration", type=float, default=10.0, help="seconds of a contention")
     parser.add_argument("--json", type=Path, help="where to keep the raw samples")

@@ -313,24 +313,34 @@ def _kill_and_await(pidfd: int) -> None:
     select.select([pidfd], [], [], 5.0)
 
 
+def _loop_of(device: str) -> Path:
+    return Path("/sys/block") / Path(device).name / "loop"
+
+
 @contextmanager
-def loop_device(backing: Path, size_bytes: int, sector_size: int) -> Iterator[str]:
+def loop_device(
+    backing: Path, size_bytes: int, sector_size: int, *, direct_io: bool = False
+) -> Iterator[str]:
     """Make `backing` a file of `size_bytes` and yield a loop device over it.
 
-    Raises LoopRefused where that is not permitted. The device is detached in any case; the file
-    stays.
+    With `direct_io` the device goes past the page cache to the file's own disk; without it, reads
+    are copies in memory. The device is detached in any case; the file stays.
+
+    Raises LoopRefused where a device, or direct I/O with it, is not to be had.
     """
     if shutil.which("losetup") is None:
         raise LoopRefused("losetup is not installed (Debian package mount)")
     with backing.open("wb") as file:
         file.truncate(size_bytes)
-    sector = ["--sector-size", str(sector_size)]
-    command = ["losetup", "--find", "--show", *sector, str(backing)]
+    how = ["--sector-size", str(sector_size), f"--direct-io={'on' if direct_io else 'off'}"]
+    command = ["losetup", "--find", "--show", *how, str(backing)]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode != 0:
         raise LoopRefused(f"no loop device with {sector_size} byte sectors: {made.stderr.strip()}")
     device = made.stdout.strip()
     try:
+        if direct_io and (_loop_of(device) / "dio").read_text().strip() != "1":
+            raise LoopRefused(f"the file system of {backing} does no direct I/O for a loop device")
         yield device
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)

@@ -133,14 +133,25 @@ class Agent:
             release_ns.append(end - between)
         return {"acquire_ns": acquire_ns, "release_ns": release_ns}
 
-    def batch(self, leases, per_call=CALL_LEASES_MAX):
-        """Acquire, then release many leases, one registered client and thread for each call."""
+    def batch(self, leases, per_call=CALL_LEASES_MAX, in_turn=False):
+        """Acquire, then release many leases, a registered client for each call.
+
+        All calls at once, each in a thread, or one call after another; return the total ns of both.
+        """
         groups = [leases[at : at + per_call] for at in range(0, len(leases), per_call)]
         while len(self.fds) < len(groups):
             self.register()
-        acquire_ns = self._at_once(groups, self.acquire)
-        release_ns = self._at_once(groups, self.release)
+        run = self._in_turn if in_turn else self._at_once
+        acquire_ns = run(groups, self.acquire)
+        release_ns = run(groups, self.release)
         return {"acquire_ns": acquire_ns, "release_ns": release_ns}
+
+    def _in_turn(self, groups, operation):
+        """Run `operation` on every group, each on its slot; return the total ns."""
+        begin = time.monotonic_ns()
+        for slot, group in enumerate(groups):
+            operation(group, slot)
+        return time.monotonic_ns() - begin
 
     def _at_once(self, groups, operation):
         """Run `operation` on every group, each in a thread on its slot; return the total ns."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -277,26 +279,47 @@ def test_a_loop_device_has_the_sectors_asked_for(tmp_path: Path) -> None:
             assert host.fencing_token(resource) == 1
             host.release(resource)
         host.shutdown()
-    for device in (device_512, device_4096):
-        backing = Path("/sys/block") / Path(device).name / "loop/backing_file"
-        assert not backing.exists() or str(tmp_path) not in backing.read_text()
+    # Detaching waits for whoever else has just opened the device to look at it.
+    wait_until(
+        lambda: not (is_behind(device_512, small) or is_behind(device_4096, large)),
+        5.0,
+        "both detached",
+    )
+
+
+def test_a_loop_device_goes_past_the_page_cache_when_asked(tmp_path: Path) -> None:
+    """A loop device does direct I/O if and only if that was asked for."""
+    for direct_io in (False, True):
+        with loop_device(tmp_path / "disk", MIB, 4096, direct_io=direct_io) as device:
+            flag = Path("/sys/block") / Path(device).name / "loop/dio"
+            assert flag.read_text() == f"{int(direct_io)}\n"
+
+
+def is_behind(device: str, backing: Path) -> bool:
+    """Return whether a loop device lies over the file `backing`."""
+    try:
+        found = (Path("/sys/block") / Path(device).name / "loop/backing_file").read_text()
+    except OSError:
+        return False
+    return found.startswith(str(backing))
 
 
 @pytest.mark.peer
 def test_no_process_is_left_when_a_test_fails(tmp_path: Path) -> None:
-    """Daemon, helper and clients are gone after an error, even of a stopped daemon."""
+    """Daemon, helper and clients are gone after an error, even if they are stopped."""
 
     def fail() -> None:
         with SanlockHost(tmp_path, "hostX") as host:
             pids.extend([host.daemon.pid, host.pid, host.client().pid, *host.helper_pids()])
-            host.pause()
+            for pid in (host.daemon.pid, *host.helper_pids()):
+                os.kill(pid, signal.SIGSTOP)
             raise RuntimeError("a failing test")
 
     pids: list[int] = []
     with pytest.raises(RuntimeError, match="a failing test"):
         fail()
     assert len(pids) == 4
-    wait_until(lambda: not any(is_running(pid) for pid in pids), 5.0, "all processes ended")
+    assert [pid for pid in pids if is_running(pid)] == []
 
 
 def is_running(pid: int) -> bool:
