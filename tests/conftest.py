@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from fcntl import ioctl
@@ -32,6 +33,25 @@ def loop_device(backing: Path, sector_size: int) -> Iterator[str]:
         yield device
     finally:
         run("losetup", "--detach", device)
+        _await_detached(device, backing)
+
+
+def _await_detached(device: str, backing: Path) -> None:
+    """Wait until a loop device has let go of its file.
+
+    Whoever has the device open at that moment, if only to look at it (losetup, blkid), puts the
+    detaching off until he closes it.
+    """
+    held = Path("/sys/block", Path(device).name, "loop/backing_file")
+    deadline_s = time.monotonic() + 10
+    while True:
+        try:
+            if held.read_text().strip() != str(backing.resolve()):
+                return  # it is somebody else's by now
+        except FileNotFoundError:
+            return
+        assert time.monotonic() < deadline_s, f"{device} still has {backing}"
+        time.sleep(0.002)
 
 
 @pytest.fixture
