@@ -19,6 +19,8 @@ from paxoslease.errors import PaxosleaseError
 _COMMANDS = (
     "format_command",
     "index_commands",
+    "inspect_command",
+    "check_command",
     "run_command",
     "bench_command",
     "demo_command",

@@ -292,7 +292,7 @@ def test_each_takes_over_from_the_dead_other(
         (first, second), (theirs, ours) = doomed.spaces, doomed.resources
         victim.add_lockspace(first, THEIRS, wait=False)
         heir.add_lockspace(second, THEIRS, wait=False)
-        where = [path, second.name, str(OURS), "1", ours.name, str(ours.offset)]
+        where = [path, second.name, str(second.offset), str(OURS), "1", ours.name, str(ours.offset)]
         holder = subprocess.Popen(
             [sys.executable, "-m", "tests.compat.our_host", *where], stdout=subprocess.PIPE
         )
