@@ -30,7 +30,6 @@ from paxoslease.protocol.disks import (
     Claim,
     read_at,
     read_ballot,
-    read_host_sector,
     read_leader,
     write_at,
     write_own,
@@ -38,7 +37,13 @@ from paxoslease.protocol.disks import (
 from paxoslease.protocol.effects import Membership, Now, Protocol, Random, Sleep, Standing
 from paxoslease.protocol.liveness import NO_SIGHTING, Sighting, has_let_go, judge
 from paxoslease.protocol.paxos import ANYTHING, Owned, Want, acquire
-from paxoslease.protocol.settle import free_leader, settle_release, shelf_life, write_released
+from paxoslease.protocol.settle import (
+    free_leader,
+    settle_release,
+    shelf_life,
+    write_released,
+    write_unshared,
+)
 from paxoslease.timing import SECOND_US
 
 RECENT_VERSIONS = 64
@@ -205,18 +210,17 @@ def release(
     if lvb is not None:
         yield from write_lvb(lease, lvb)
     name = None if new_name is None else pad_name(new_name)
-    refused = yield from free_leader(lease.claim, lease.leader, name)
+    try:
+        refused = yield from free_leader(lease.claim, lease.leader, name)
+    except ReleaseRefused as gone:
+        return gone  # deleted, or made anew: RELEASED would go into somebody else's resource
     yield from write_released(lease.claim, lease.own)
     return refused
 
 
 def release_shared(lease: Lease) -> Protocol[None]:
-    """Give up a shared lease: one write, without the mode block (7.2). Raises LockspaceFailed.
-
-    The block to keep is read: conversions that failed may have written a newer one (M3).
-    """
-    own = yield from read_host_sector(lease.claim, lease.claim.host_id)
-    yield from write_released(lease.claim, own._replace(shared_generation=None))
+    """Give up a shared lease: one write, without the mode block (7.2). Raises LockspaceFailed."""
+    yield from write_unshared(lease.claim)
 
 
 def convert_to_exclusive(lease: Lease, want: Want = ANYTHING) -> Protocol[Lease]:

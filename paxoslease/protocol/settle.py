@@ -12,8 +12,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from paxoslease.disk.records import SHORT_HOLD, HostSector, Leader
-from paxoslease.errors import DecisionStale, ReleaseRefused, StorageError
-from paxoslease.protocol.disks import Claim, read_leader, write_leader, write_own
+from paxoslease.errors import BadRecord, DecisionStale, ReleaseRefused, StorageError
+from paxoslease.protocol.disks import (
+    Claim,
+    read_host_sector,
+    read_leader,
+    write_leader,
+    write_own,
+)
 from paxoslease.protocol.effects import Membership, Notify, Now, Protocol, Sleep, Standing
 from paxoslease.timing import SECOND_US
 
@@ -80,6 +86,29 @@ def write_released(claim: Claim, own: HostSector) -> Protocol[HostSector]:
         retry = yield from _again(retry, failure, claim)
 
 
+def write_unshared(claim: Claim) -> Protocol[HostSector]:
+    """Give up a shared lease: write the own sector without mode block and with RELEASED (7.2, M8).
+
+    The block to keep is read each time: conversions that failed may have written a newer one (M3).
+    Repeated until it is on disk; raises LockspaceFailed.
+    """
+    retry = _Retry()
+    while True:
+        failure: StorageError | None = None
+        shelf = yield from shelf_life(claim)
+        try:
+            own = yield from read_host_sector(claim, claim.host_id)
+            own = own._replace(shared_generation=None, released=True)
+            yield from write_own(claim, own, shelf.not_after_us)
+        except DecisionStale:
+            failure = None
+        except StorageError as error:
+            failure = error
+        else:
+            return own
+        retry = yield from _again(retry, failure, claim)
+
+
 def free_leader(
     claim: Claim, last: Leader, name: bytes | None = None
 ) -> Protocol[ReleaseRefused | None]:
@@ -89,6 +118,10 @@ def free_leader(
     this write cannot roll anything back (M23). A leader that is not ours any more is left alone
     and reported. A leader that is free already is not written again: somebody may be about to
     write the next version. Repeated until it is on disk; raises LockspaceFailed.
+
+    Raises ReleaseRefused when the resource is not there any more, or was deleted and made anew:
+    then nothing in its area is ours to write. A leader with an older version is a rolled back one
+    only if our own sector still shows our version; a formatter wipes that, nobody else does.
     """
     retry = _Retry()
     while True:
@@ -96,6 +129,10 @@ def free_leader(
         shelf = yield from shelf_life(claim)
         try:
             found = yield from read_leader(claim)
+            if found.lver < last.lver:
+                mine = yield from read_host_sector(claim, claim.host_id)
+                if mine.lver < last.lver:
+                    raise _refused(claim, last, found.lver, found.owner_id)
             refused = _refusal(claim, last, found)
             if refused is None and not (found.lver == last.lver and found.is_free):
                 freed = last._replace(
@@ -109,6 +146,10 @@ def free_leader(
                 yield from write_leader(claim, freed, shelf.not_after_us)
         except DecisionStale:
             failure = None
+        except BadRecord as error:
+            if error.field in ("magic", "space_name", "resource_name"):
+                raise _refused(claim, last, 0, 0) from None
+            failure = error
         except StorageError as error:
             failure = error
         else:
@@ -123,15 +164,21 @@ def _refusal(claim: Claim, last: Leader, found: Leader) -> ReleaseRefused | None
     )
     if not foreign:
         return None
-    return ReleaseRefused(
-        claim.space.name, claim.resource.name, last.lver, found.lver, found.owner_id
-    )
+    return _refused(claim, last, found.lver, found.owner_id)
+
+
+def _refused(claim: Claim, last: Leader, lver: int, owner_id: int) -> ReleaseRefused:
+    return ReleaseRefused(claim.space.name, claim.resource.name, last.lver, lver, owner_id)
 
 
 def settle_release(claim: Claim, last: Leader, own: HostSector) -> Protocol[HostSector]:
     """Free a lease that may be ours: the leader first, then RELEASED (M23). Raises LockspaceFailed.
 
-    A refusal needs nothing more than RELEASED: the version is over in either case.
+    A refusal needs nothing more than RELEASED: the version is over in either case. A resource that
+    is gone needs nothing at all.
     """
-    yield from free_leader(claim, last)
+    try:
+        yield from free_leader(claim, last)
+    except ReleaseRefused:
+        return own._replace(released=True)
     return (yield from write_released(claim, own))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from paxoslease.disk.areas import resource_area
 from paxoslease.disk.layout import SIZES_512, Area
 from paxoslease.disk.records import (
     SHORT_HOLD,
@@ -37,6 +38,7 @@ from paxoslease.protocol.effects import (
     Standing,
     Write,
 )
+from paxoslease.protocol.leases import Lease, release
 from paxoslease.protocol.settle import (
     Unsettled,
     free_leader,
@@ -180,7 +182,8 @@ def test_freeing_renames_if_asked() -> None:
 )
 def test_whoever_wrote_our_version(found: dict[str, Any]) -> None:
     """A leader of our version by another writer, or an older one, is written as freed (M23)."""
-    outcome = drive(free_leader(CLAIM, OURS), [ME, NOW, sector(OURS, **found), None])
+    own = [pack_host_sector(BLOCK, 512)] if found.get("lver") else []
+    outcome = drive(free_leader(CLAIM, OURS), [ME, NOW, sector(OURS, **found), *own, None])
     assert outcome.result is None
     assert freed_of(outcome) == OURS._replace(timestamp=0, write_timestamp=5000).sealed()
 
@@ -240,3 +243,27 @@ def test_the_leader_is_freed_before_released_shows() -> None:
         assert order == [MIB] * leader_writes + [AREA.host_sector(7)]
         start = AREA.host_sector(7)
         assert parse_host_sector(bytes(disk[start : start + 144]), At("/d", start)) == own
+
+
+@pytest.mark.parametrize("then", ["cleared", "made anew", "made anew and held by another"])
+def test_a_resource_that_was_deleted_under_us(then: str) -> None:
+    """Releasing it ends, reports it and writes nothing: the area is not ours any more. A leader of
+    a new life is not taken for a rolled back one, or its holder would lose the lease unawares."""
+    desk = Desk(now_us=NOW)
+    desk.standing = ME
+    disk = desk.disk("/d", 2 * MIB)
+    disk[MIB : MIB + 512] = pack_leader(OURS, 512)
+    start = AREA.host_sector(7)
+    disk[start : start + 512] = pack_host_sector(BLOCK, 512)
+    lease = Lease(CLAIM, OURS, BLOCK, False)
+    disk[MIB:] = resource_area(
+        b"ls", b"res", SIZES_512, cleared_at_s=1 if then == "cleared" else None
+    )
+    if then.endswith("another"):
+        theirs = OURS._replace(lver=1, owner_id=2, write_id=2).sealed()
+        disk[MIB : MIB + 512] = pack_leader(theirs, 512)
+    before = bytes(disk)
+    for protocol in (release(lease), settle_release(CLAIM, OURS, BLOCK)):
+        result = desk.run(protocol)
+        assert bytes(disk) == before
+        assert isinstance(result, ReleaseRefused) or result.released
