@@ -239,11 +239,13 @@ def _write(
 
 
 def _merge_leaders(claim: Claim, answers: tuple[object, ...]) -> Leader:
-    """Return the leader that a majority of the disks shows.
+    """Return the leader that a majority of the disks shows, else the newest that any shows.
 
     Two disks agree when everything before the timestamp is equal (spec/disk-format.md 5.2); of
     agreeing records that differ behind it, one that says "owned" counts, since a release that did
-    not reach a majority has not happened.
+    not reach a majority has not happened. No majority agrees after a write that reached a minority
+    only, its host crashed perhaps. A leader is a hint and stands for a ballot that was won, so the
+    newest is as good as any: what follows rests on the sectors (M12, M22).
     """
     found: list[Leader] = []
     errors: list[PaxosleaseError] = []
@@ -263,8 +265,12 @@ def _merge_leaders(claim: Claim, answers: tuple[object, ...]) -> Leader:
             exact = [x for x in same if x == candidate]
             if 2 * len(exact) > len(answers):
                 return candidate
-            return max(same, key=lambda x: (x.timestamp != 0, x.write_timestamp))
-    raise claim.where(0).bad("paxos leader", "content", "a majority that agrees", "none", -222)
+            return _newest(same)
+    return _newest(found)
+
+
+def _newest(leaders: list[Leader]) -> Leader:
+    return max(leaders, key=lambda x: (x.lver, x.timestamp != 0, x.write_timestamp, x.write_id))
 
 
 def _parse_leader(claim: Claim, disk: int, data: bytes) -> Leader:
