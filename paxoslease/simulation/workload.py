@@ -1,0 +1,137 @@
+"""What the users of a simulated host do: take a lease, use it for a while, give it back, again."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from paxoslease.errors import Cancelled, LockspaceFailed, PaxosleaseError, StorageError
+from paxoslease.protocol.contention import NO_TURN, acquire_waiting, turn_after
+from paxoslease.protocol.disks import Claim
+from paxoslease.protocol.effects import Protocol, Sleep
+from paxoslease.protocol.leases import (
+    Lease,
+    convert_to_exclusive,
+    convert_to_shared,
+    read_lvb,
+    release,
+)
+from paxoslease.simulation import original
+from paxoslease.simulation.oracles import Use, Watched
+from paxoslease.timing import SECOND_US
+
+if TYPE_CHECKING:
+    from paxoslease.simulation.hosts import Host
+
+PATIENCE_US = 30 * SECOND_US
+
+
+def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
+    """Take and give back one lease again and again until the host winds down or fails."""
+    o, rng = host.world.options, host.world.rng
+    turn = NO_TURN
+    while not host.winding_down:
+        yield from _rest(int(o.think_us * rng.expovariate(1.0)))
+        if host.winding_down:
+            return
+        shared = rng.random() < o.shared
+        host.busy(watched, True)
+        lease = yield from _take(host, watched, claim, shared, turn)
+        if lease is None:
+            host.busy(watched, False)
+            continue
+        use = host.begin_use(watched, lease)
+        host.busy(watched, False)
+        yield from _use(host, use)
+        data = None
+        if not use.shared and o.disks == 1 and rng.random() < o.lvb:
+            data = host.world.next_lvb(claim.sector_size)
+        host.end_use(use)
+        host.busy(watched, True)
+        yield from give_back(host, watched, use.lease, data)
+        if not host.is_original:
+            turn = turn_after(use.lease, host.local(host.world.driver.now))
+        host.busy(watched, False)
+
+
+def _rest(duration_us: int) -> Protocol[None]:
+    """Sleep, for less long when the host winds down."""
+    with suppress(Cancelled):
+        yield Sleep(duration_us, cancellable=True)
+
+
+def _take(
+    host: Host, watched: Watched, claim: Claim, shared: bool, turn: Any
+) -> Protocol[Lease | None]:
+    """Acquire; None when it was not to be had. Raises LockspaceFailed."""
+    until_us = host.local(host.world.driver.now) + int(PATIENCE_US * host.world.rng.random())
+    try:
+        if host.is_original:
+            return (yield from original.acquire(claim))  # type: ignore[return-value]
+        lease = yield from acquire_waiting(claim, until_us, shared=shared, turn=turn)
+    except LockspaceFailed:
+        raise
+    except PaxosleaseError as error:
+        host.world.trace(host, "refused", watched.name, error)
+        if host.is_original:
+            yield Sleep(SECOND_US)
+        return None
+    host.member.standing(host.local(host.world.driver.now))
+    return lease
+
+
+def _use(host: Host, use: Use) -> Protocol[None]:
+    """Use a lease: read its LVB, convert it perhaps, hold it for a while."""
+    o, rng = host.world.options, host.world.rng
+    if o.lvb and o.disks == 1:
+        try:
+            data = yield from read_lvb(use.lease.claim)
+        except StorageError:
+            data = b""
+        if data:
+            host.world.oracle.saw_lvb(use, data)
+    yield from _rest(int(o.hold_us * rng.expovariate(1.0)))
+    if rng.random() >= o.convert:
+        return
+    oracle, was_shared = host.world.oracle, use.shared
+    try:
+        if was_shared:
+            lease = yield from convert_to_exclusive(use.lease)
+        else:
+            # Others may share it before the conversion returns.
+            oracle.changed(use, True)
+            lease = yield from convert_to_shared(use.lease)
+    except LockspaceFailed:
+        raise
+    except PaxosleaseError as error:
+        host.world.trace(host, "not converted", use.resource.name, error)
+        oracle.changed(use, was_shared)
+        return
+    host.member.standing(host.local(host.world.driver.now))
+    oracle.converted(use, lease, host.world.driver.now)
+    host.world.trace(host, "converted", use.resource.name, use.lver, use.shared)
+    yield from _rest(int(o.hold_us * rng.expovariate(1.0)))
+
+
+def give_back(host: Host, watched: Watched, lease: Lease, data: bytes | None) -> Protocol[None]:
+    """Release, until it is done. Raises LockspaceFailed."""
+    world, member = host.world, host.member
+    if host.is_original:
+        yield from original.release(lease)  # type: ignore[arg-type]
+        return
+    if data is not None:
+        watched.writing(data, lambda: host.member is member and member.failure is None)
+    while True:
+        try:
+            refused = yield from release(lease, lvb=data)
+        except LockspaceFailed:
+            raise
+        except StorageError as error:
+            world.trace(host, "not released", watched.name, error)
+            watched.gave_up_writing()
+            data = None
+            yield Sleep(SECOND_US)
+            continue
+        break
+    world.trace(host, "released", watched.name, lease.lver, refused)
+    world.oracle.released(lease, world.driver.disks)
