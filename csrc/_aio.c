@@ -589,62 +589,70 @@ static void *_cffi_types[] = {
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(size_t, int, void * *)
 /*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 60), // void * *
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 68), // void * *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t)
 /*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
 /* 10 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, int, struct pl_request const *, unsigned int)
+/* 11 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, int, int, unsigned int, int64_t, struct pl_completion *)
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 13 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/* 14 */ _CFFI_OP(_CFFI_OP_POINTER, 57), // struct pl_request const *
+/* 14 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
 /* 15 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8), // unsigned int
-/* 16 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 17 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, unsigned int, unsigned int, int64_t, struct pl_completion *)
-/* 18 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 19 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 56), // struct pl_completion *
-/* 23 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, uint64_t *)
-/* 25 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
-/* 26 */ _CFFI_OP(_CFFI_OP_POINTER, 9), // uint64_t *
-/* 27 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 28 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, size_t, size_t, size_t, uint8_t *)
-/* 29 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // void const *
-/* 30 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 31 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 32 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 33 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 34 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 35 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 36 */ _CFFI_OP(_CFFI_OP_POINTER, 46), // uint8_t *
-/* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, uint32_t, char const *, size_t, uint8_t, struct pl_columns const *)
-/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 29),
+/* 16 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23), // int64_t
+/* 17 */ _CFFI_OP(_CFFI_OP_POINTER, 64), // struct pl_completion *
+/* 18 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, int, struct pl_request const *, unsigned int)
+/* 20 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 21 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 65), // struct pl_request const *
+/* 23 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 24 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t, unsigned int, unsigned int, int64_t, struct pl_completion *)
+/* 26 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 27 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 28 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 23),
+/* 30 */ _CFFI_OP(_CFFI_OP_NOOP, 17),
+/* 31 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(unsigned int, uint64_t *)
+/* 33 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 8),
+/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 9), // uint64_t *
+/* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, size_t, size_t, size_t, uint8_t *)
+/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 69), // void const *
+/* 38 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 39 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 41 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 42 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 43 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 53), // char const *
-/* 45 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 46 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 55), // struct pl_columns const *
-/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION, 43), // uint32_t()(void const *, size_t)
-/* 50 */ _CFFI_OP(_CFFI_OP_NOOP, 29),
-/* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
-/* 52 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 55 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pl_columns
-/* 56 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pl_completion
-/* 57 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pl_request
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 59), // uint16_t *
-/* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
-/* 60 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // void *
-/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 43 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 44 */ _CFFI_OP(_CFFI_OP_POINTER, 54), // uint8_t *
+/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, uint32_t, char const *, size_t, uint8_t, struct pl_columns const *)
+/* 47 */ _CFFI_OP(_CFFI_OP_NOOP, 37),
+/* 48 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 49 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 50 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 51 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
+/* 52 */ _CFFI_OP(_CFFI_OP_POINTER, 61), // char const *
+/* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 54 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 55 */ _CFFI_OP(_CFFI_OP_POINTER, 63), // struct pl_columns const *
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 57 */ _CFFI_OP(_CFFI_OP_FUNCTION, 51), // uint32_t()(void const *, size_t)
+/* 58 */ _CFFI_OP(_CFFI_OP_NOOP, 37),
+/* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
+/* 60 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 62 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 63 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // struct pl_columns
+/* 64 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // struct pl_completion
+/* 65 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pl_request
+/* 66 */ _CFFI_OP(_CFFI_OP_POINTER, 67), // uint16_t *
+/* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
+/* 68 */ _CFFI_OP(_CFFI_OP_POINTER, 69), // void *
+/* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_d_pl_aio_close(uint64_t x0)
@@ -702,10 +710,10 @@ _cffi_f_pl_aio_open(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(26), arg1, (char **)&x1);
+      _cffi_type(34), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint64_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(26), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(34), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -768,10 +776,10 @@ _cffi_f_pl_aio_reap(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(22), arg4, (char **)&x4);
+      _cffi_type(17), arg4, (char **)&x4);
   if (datasize != 0) {
     x4 = ((size_t)datasize) <= 640 ? (struct pl_completion *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(22), arg4, (char **)&x4,
+    if (_cffi_convert_array_argument(_cffi_type(17), arg4, (char **)&x4,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -824,10 +832,10 @@ _cffi_f_pl_aio_submit(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(14), arg2, (char **)&x2);
+      _cffi_type(22), arg2, (char **)&x2);
   if (datasize != 0) {
     x2 = ((size_t)datasize) <= 640 ? (struct pl_request const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(14), arg2, (char **)&x2,
+    if (_cffi_convert_array_argument(_cffi_type(22), arg2, (char **)&x2,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -849,6 +857,78 @@ _cffi_f_pl_aio_submit(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pl_aio_submit _cffi_d_pl_aio_submit
+#endif
+
+static int _cffi_d_pl_aio_wait(uint64_t x0, int x1, int x2, unsigned int x3, int64_t x4, struct pl_completion * x5)
+{
+  return pl_aio_wait(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pl_aio_wait(PyObject *self, PyObject *args)
+{
+  uint64_t x0;
+  int x1;
+  int x2;
+  unsigned int x3;
+  int64_t x4;
+  struct pl_completion * x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  int result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "pl_aio_wait", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  x0 = _cffi_to_c_int(arg0, uint64_t);
+  if (x0 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x1 = _cffi_to_c_int(arg1, int);
+  if (x1 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, int);
+  if (x2 == (int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, unsigned int);
+  if (x3 == (unsigned int)-1 && PyErr_Occurred())
+    return NULL;
+
+  x4 = _cffi_to_c_int(arg4, int64_t);
+  if (x4 == (int64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(17), arg5, (char **)&x5);
+  if (datasize != 0) {
+    x5 = ((size_t)datasize) <= 640 ? (struct pl_completion *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(17), arg5, (char **)&x5,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pl_aio_wait(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_int(result, int);
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pl_aio_wait _cffi_d_pl_aio_wait
 #endif
 
 static int _cffi_d_pl_buffer_map(size_t x0, int x1, void * * x2)
@@ -926,10 +1006,10 @@ _cffi_f_pl_crc32c(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(29), arg0, (char **)&x0);
+      _cffi_type(37), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(37), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -974,10 +1054,10 @@ _cffi_f_pl_crc32c_portable(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(29), arg0, (char **)&x0);
+      _cffi_type(37), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(37), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1036,10 +1116,10 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(29), arg0, (char **)&x0);
+      _cffi_type(37), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(37), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1061,10 +1141,10 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(44), arg5, (char **)&x5);
+      _cffi_type(52), arg5, (char **)&x5);
   if (datasize != 0) {
     x5 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(44), arg5, (char **)&x5,
+    if (_cffi_convert_array_argument(_cffi_type(52), arg5, (char **)&x5,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1078,10 +1158,10 @@ _cffi_f_pl_delta_columns(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(47), arg8, (char **)&x8);
+      _cffi_type(55), arg8, (char **)&x8);
   if (datasize != 0) {
     x8 = ((size_t)datasize) <= 640 ? (struct pl_columns const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(47), arg8, (char **)&x8,
+    if (_cffi_convert_array_argument(_cffi_type(55), arg8, (char **)&x8,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1164,10 +1244,10 @@ _cffi_f_pl_scan(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(29), arg0, (char **)&x0);
+      _cffi_type(37), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(29), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(37), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1197,10 +1277,10 @@ _cffi_f_pl_scan(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(36), arg7, (char **)&x7);
+      _cffi_type(44), arg7, (char **)&x7);
   if (datasize != 0) {
     x7 = ((size_t)datasize) <= 640 ? (uint8_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(36), arg7, (char **)&x7,
+    if (_cffi_convert_array_argument(_cffi_type(44), arg7, (char **)&x7,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1308,42 +1388,43 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PL_PAGES_TRANSPARENT", (void *)_cffi_const_PL_PAGES_TRANSPARENT, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PL_ZERO", (void *)_cffi_const_PL_ZERO, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "pl_aio_close", (void *)_cffi_f_pl_aio_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 8), (void *)_cffi_d_pl_aio_close },
-  { "pl_aio_open", (void *)_cffi_f_pl_aio_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 24), (void *)_cffi_d_pl_aio_open },
-  { "pl_aio_reap", (void *)_cffi_f_pl_aio_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 17), (void *)_cffi_d_pl_aio_reap },
-  { "pl_aio_submit", (void *)_cffi_f_pl_aio_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_pl_aio_submit },
+  { "pl_aio_open", (void *)_cffi_f_pl_aio_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 32), (void *)_cffi_d_pl_aio_open },
+  { "pl_aio_reap", (void *)_cffi_f_pl_aio_reap, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 25), (void *)_cffi_d_pl_aio_reap },
+  { "pl_aio_submit", (void *)_cffi_f_pl_aio_submit, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 19), (void *)_cffi_d_pl_aio_submit },
+  { "pl_aio_wait", (void *)_cffi_f_pl_aio_wait, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 11), (void *)_cffi_d_pl_aio_wait },
   { "pl_buffer_map", (void *)_cffi_f_pl_buffer_map, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 3), (void *)_cffi_d_pl_buffer_map },
-  { "pl_crc32c", (void *)_cffi_f_pl_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 49), (void *)_cffi_d_pl_crc32c },
-  { "pl_crc32c_portable", (void *)_cffi_f_pl_crc32c_portable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 49), (void *)_cffi_d_pl_crc32c_portable },
-  { "pl_delta_columns", (void *)_cffi_f_pl_delta_columns, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_pl_delta_columns },
+  { "pl_crc32c", (void *)_cffi_f_pl_crc32c, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 57), (void *)_cffi_d_pl_crc32c },
+  { "pl_crc32c_portable", (void *)_cffi_f_pl_crc32c_portable, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 57), (void *)_cffi_d_pl_crc32c_portable },
+  { "pl_delta_columns", (void *)_cffi_f_pl_delta_columns, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_pl_delta_columns },
   { "pl_direct_alignment", (void *)_cffi_f_pl_direct_alignment, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 0), (void *)_cffi_d_pl_direct_alignment },
-  { "pl_scan", (void *)_cffi_f_pl_scan, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 28), (void *)_cffi_d_pl_scan },
+  { "pl_scan", (void *)_cffi_f_pl_scan, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 36), (void *)_cffi_d_pl_scan },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
   { "owner_id", offsetof(struct pl_columns, owner_id),
                 sizeof(((struct pl_columns *)0)->owner_id),
-                _CFFI_OP(_CFFI_OP_NOOP, 26) },
+                _CFFI_OP(_CFFI_OP_NOOP, 34) },
   { "generation", offsetof(struct pl_columns, generation),
                   sizeof(((struct pl_columns *)0)->generation),
-                  _CFFI_OP(_CFFI_OP_NOOP, 26) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 34) },
   { "timestamp", offsetof(struct pl_columns, timestamp),
                  sizeof(((struct pl_columns *)0)->timestamp),
-                 _CFFI_OP(_CFFI_OP_NOOP, 26) },
+                 _CFFI_OP(_CFFI_OP_NOOP, 34) },
   { "io_timeout", offsetof(struct pl_columns, io_timeout),
                   sizeof(((struct pl_columns *)0)->io_timeout),
-                  _CFFI_OP(_CFFI_OP_NOOP, 58) },
+                  _CFFI_OP(_CFFI_OP_NOOP, 66) },
   { "good", offsetof(struct pl_columns, good),
             sizeof(((struct pl_columns *)0)->good),
-            _CFFI_OP(_CFFI_OP_NOOP, 36) },
+            _CFFI_OP(_CFFI_OP_NOOP, 44) },
   { "mark", offsetof(struct pl_columns, mark),
             sizeof(((struct pl_columns *)0)->mark),
-            _CFFI_OP(_CFFI_OP_NOOP, 36) },
+            _CFFI_OP(_CFFI_OP_NOOP, 44) },
   { "token", offsetof(struct pl_completion, token),
              sizeof(((struct pl_completion *)0)->token),
              _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "result", offsetof(struct pl_completion, result),
               sizeof(((struct pl_completion *)0)->result),
-              _CFFI_OP(_CFFI_OP_NOOP, 21) },
+              _CFFI_OP(_CFFI_OP_NOOP, 16) },
   { "token", offsetof(struct pl_request, token),
              sizeof(((struct pl_request *)0)->token),
              _CFFI_OP(_CFFI_OP_NOOP, 9) },
@@ -1352,24 +1433,24 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "buffer", offsetof(struct pl_request, buffer),
               sizeof(((struct pl_request *)0)->buffer),
-              _CFFI_OP(_CFFI_OP_NOOP, 60) },
+              _CFFI_OP(_CFFI_OP_NOOP, 68) },
   { "bytes", offsetof(struct pl_request, bytes),
              sizeof(((struct pl_request *)0)->bytes),
              _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "fd", offsetof(struct pl_request, fd),
           sizeof(((struct pl_request *)0)->fd),
-          _CFFI_OP(_CFFI_OP_NOOP, 54) },
+          _CFFI_OP(_CFFI_OP_NOOP, 62) },
   { "is_write", offsetof(struct pl_request, is_write),
                 sizeof(((struct pl_request *)0)->is_write),
-                _CFFI_OP(_CFFI_OP_NOOP, 54) },
+                _CFFI_OP(_CFFI_OP_NOOP, 62) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pl_columns", 55, _CFFI_F_CHECK_FIELDS,
+  { "pl_columns", 63, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pl_columns), offsetof(struct _cffi_align_struct_pl_columns, y), 0, 6 },
-  { "pl_completion", 56, _CFFI_F_CHECK_FIELDS,
+  { "pl_completion", 64, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pl_completion), offsetof(struct _cffi_align_struct_pl_completion, y), 6, 2 },
-  { "pl_request", 57, _CFFI_F_CHECK_FIELDS,
+  { "pl_request", 65, _CFFI_F_CHECK_FIELDS,
     sizeof(struct pl_request), offsetof(struct _cffi_align_struct_pl_request, y), 8, 6 },
 };
 
@@ -1380,12 +1461,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   NULL,  /* no enums */
   NULL,  /* no typenames */
-  16,  /* num_globals */
+  17,  /* num_globals */
   3,  /* num_struct_unions */
   0,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  62,  /* num_types */
+  70,  /* num_types */
   0,  /* flags */
 };
 

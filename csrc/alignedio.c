@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/aio_abi.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -136,6 +137,38 @@ int pl_aio_reap(uint64_t context, unsigned minimum, unsigned room, int64_t timeo
         completions[i].result = events[i].res;
     }
     return (int)found;
+}
+
+/* Empty an eventfd that does not block; an empty one is no error. */
+static int drain(int fd)
+{
+    uint64_t count;
+    if (read(fd, &count, sizeof count) < 0 && errno != EAGAIN)
+        return -errno;
+    return 0;
+}
+
+int pl_aio_wait(uint64_t context, int eventfd, int wakefd, unsigned room, int64_t timeout_ns,
+                struct pl_completion *completions)
+{
+    struct pollfd fds[2] = {{.fd = eventfd, .events = POLLIN}, {.fd = wakefd, .events = POLLIN}};
+    struct timespec limit = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+
+    int ready = ppoll(fds, 2, timeout_ns < 0 ? NULL : &limit, NULL);
+    if (ready < 0)
+        return errno == EINTR ? 0 : -errno;
+    if (fds[1].revents) {
+        int failed = drain(wakefd);
+        if (failed)
+            return failed;
+    }
+    if (!fds[0].revents)
+        return 0;
+    int failed = drain(eventfd);
+    if (failed)
+        return failed;
+    int found = pl_aio_reap(context, 0, room, 0, completions);
+    return found == -EINTR ? 0 : found;
 }
 
 /* ---- checksums ----------------------------------------------------------------------------- */

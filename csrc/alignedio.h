@@ -55,6 +55,13 @@ int pl_aio_submit(uint64_t context, int eventfd, const struct pl_request *reques
 int pl_aio_reap(uint64_t context, unsigned minimum, unsigned room, int64_t timeout_ns,
                 struct pl_completion *completions);
 
+/* Sleep until something has completed, wakefd (an eventfd too) was written to, or timeout_ns (< 0: no
+ * limit) has passed; read both event counters empty; write at most `room` (at most 64) completions to
+ * `completions`. One call for what an event loop does between two steps. Returns how many, which may
+ * be none, or -errno. */
+int pl_aio_wait(uint64_t context, int eventfd, int wakefd, unsigned room, int64_t timeout_ns,
+                struct pl_completion *completions);
+
 /* CRC32C with initial value 0xFFFFFFFE and no final inversion, as in lease records. */
 uint32_t pl_crc32c(const void *data, size_t bytes);
 

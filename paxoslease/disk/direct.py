@@ -34,9 +34,7 @@ _SECTOR_SIZES: Final = (512, 4096)
 _SMALLEST: Final = 4096
 _OFFSET_MAX: Final = (1 << 63) - 1
 _REQUEST: Final = Struct("=QQQQii")  # struct pl_request
-_COMPLETION: Final = Struct("=Qq")  # struct pl_completion
 assert ffi.sizeof("struct pl_request") == _REQUEST.size
-assert ffi.sizeof("struct pl_completion") == _COMPLETION.size
 _NO_DIRECT: Final = "its file system refuses O_DIRECT"
 _TRANSPARENT: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -338,7 +336,6 @@ class Aio:
         self._requests = ffi.new("struct pl_request[]", BATCH)
         self._requests_memory = memoryview(ffi.buffer(self._requests)).cast("B")
         self._completions = ffi.new("struct pl_completion[]", BATCH)
-        self._completions_memory = memoryview(ffi.buffer(self._completions)).cast("B")
         self._pending: dict[int, Request] = {}
         self._abandoned: set[int] = set()
 
@@ -436,14 +433,37 @@ class Aio:
                 continue
             if found < 0:
                 raise DiskError("the AIO context", 0, "io_getevents", -found, os.strerror(-found))
-            filled = self._completions_memory[: found * _COMPLETION.size]
-            for token, result in _COMPLETION.iter_unpack(filled):
-                request = self._pending.pop(token)
-                request.buffer.in_flight = False
-                self._abandoned.discard(token)
-                done.append(Completion(request, result))
+            done += self._completed(found)
             if found < BATCH:
                 break
+        return done
+
+    def wait(self, wake_fd: int, timeout_s: float | None) -> list[Completion]:
+        """Sleep until something has completed, `wake_fd` was written to, or the time has passed.
+
+        Reads `wake_fd`, an eventfd, empty. Returns what has completed, at most 64. One call of C
+        for what an event loop does between two steps; the GIL is released meanwhile.
+        """
+        timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
+        found = lib.pl_aio_wait(
+            self._context, self._eventfd, wake_fd, BATCH, timeout_ns, self._completions
+        )
+        if found < 0:
+            raise DiskError("the AIO context", 0, "io_getevents", -found, os.strerror(-found))
+        if found == BATCH:
+            os.eventfd_write(self._eventfd, 1)  # there may be more: look again at once
+        return self._completed(found)
+
+    def _completed(self, found: int) -> list[Completion]:
+        """Take the first `found` completions that the kernel has written."""
+        done: list[Completion] = []
+        for index in range(found):
+            completion = self._completions[index]
+            token = completion.token
+            request = self._pending.pop(token)
+            request.buffer.in_flight = False
+            self._abandoned.discard(token)
+            done.append(Completion(request, completion.result))
         return done
 
     def close(self) -> None:
