@@ -269,8 +269,11 @@ def _leave(member: Member) -> Protocol[None]:
     """Free the host id, unless the disk does not let us: then others wait until we are dead."""
     assert member.held is not None
     member.has_left = True
+    failure: PaxosleaseError | None = None
     try:
         yield from release(member.space, member.held, member.timing)
     except PaxosleaseError as error:
-        yield Notify(Failed("left, but the host id could not be freed", error))
+        failure = error
+    if failure is not None:
+        yield Notify(Failed("left, but the host id could not be freed", failure))
     yield PetWatchdog(member.space.name, 0, 0)

@@ -361,9 +361,8 @@ def _commit(
         return owned if ours else lost
     if ours:
         # Nobody can tell whether the leader was written, so we may be its owner: free it properly.
-        failed = failed._replace(
-            memory=memory._replace(own=(yield from settle_release(claim, leader, own)))
-        )
+        own = yield from settle_release(claim, leader, own)
+        failed = failed._replace(memory=memory._replace(own=own))
     return failed
 
 
