@@ -88,13 +88,13 @@ class _Outcome(NamedTuple):
     retract: bool = False
 
 
-def acquire(claim: Claim) -> Protocol[OriginalLease]:
-    """Acquire exclusively (6). Raises OriginalError."""
+def acquire(claim: Claim, *, wait: bool = False) -> Protocol[OriginalLease]:
+    """Acquire exclusively (6); `wait` for an owner that may be dead. Raises OriginalError."""
     standing: Standing = yield Membership()
     own = NEVER_USED
     while True:
         leader, largest = yield from _read_all(claim)
-        run = yield from _may_run(claim, standing, leader)
+        run = yield from _may_run(claim, standing, leader, wait)
         if run.status:
             raise OriginalError(run.status)
         if run.restart:
@@ -162,7 +162,7 @@ def _read_all(claim: Claim) -> Protocol[tuple[Leader, int]]:
     return leader, max((sector.mbal for sector in sectors), default=0)
 
 
-def _may_run(claim: Claim, standing: Standing, leader: Leader) -> Protocol[_Run]:
+def _may_run(claim: Claim, standing: Standing, leader: Leader, wait: bool) -> Protocol[_Run]:
     """Decide from the leader and its owner's delta lease whether to run a ballot (6.1, 6.2)."""
     o, g = _owner(leader)
     if leader.timestamp == 0 or (o == claim.host_id and g <= standing.generation):
@@ -189,7 +189,8 @@ def _may_run(claim: Claim, standing: Standing, leader: Leader) -> Protocol[_Run]
             now_us: int = yield Now()
             if now_us - wait_start > needed_us:
                 return _Run(reread=True)
-            return _Run(DYING)
+            if not wait:
+                return _Run(DYING)
         yield Sleep(SECOND_US)
         again = yield from _read_leader(claim)
         if again != leader:
@@ -325,6 +326,12 @@ def release(lease: OriginalLease) -> Protocol[PaxosleaseError | None]:
         if status != -202:
             return OriginalError(status) if status else None
         yield Sleep(2 * claim.timing.io_us)
+
+
+def release_index_lease(lease: OriginalLease) -> Protocol[int]:
+    """Release as the index code does: without RELEASED (10, 15.5). Returns 0 or an error."""
+    standing: Standing = yield Membership()
+    return (yield from _free_leader(lease.claim, standing, lease.leader))
 
 
 def _free_leader(claim: Claim, standing: Standing, last: Leader | None) -> Protocol[int]:
