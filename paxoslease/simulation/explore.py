@@ -1,8 +1,9 @@
 """Every interleaving of a small world, and what was found in it.
 
-The search is breadth first, so the first wrong trace is a shortest one. A world is expanded once;
-a world with two owners is not expanded further, since everything after it is wrong anyway. With
-every world its predecessor is kept; the steps of a trace are found again from those.
+The search is breadth first unless asked otherwise, so the first wrong trace is a shortest one. A
+world is expanded once; a world with two owners is not expanded further, since everything after it
+is wrong anyway. With every world its predecessor is kept; the steps of a trace are found again from
+those.
 
 Properties: at most one host owns the lease; no version is granted twice or after a larger one
 (reuse: the version is a fencing token); no version has its leader written for two owners
@@ -86,19 +87,28 @@ class Search:
         self._bad: dict[str, set[Any]] = {TWO_OWNERS: set()}
         self._traces: dict[str, tuple[Any, ...]] = {}
 
-    def run(self, *, limit: int | None = None, until: str = "") -> Result:
-        """Explore everything, or until `limit` worlds were reached or `until` was violated."""
+    def run(
+        self, *, limit: int | None = None, until: str = "", depth_first: bool = False
+    ) -> Result:
+        """Explore everything, or until `limit` worlds were reached or `until` was violated.
+
+        `depth_first` usually meets a violation sooner, by a long way round.
+        """
         begun_s = time.perf_counter()
         first = self.model.initial()
         self.seen = {first}
         self._order = [first]
         self._parents = array("L", [0])
         done = 0
+        ahead = [0]
         while done < len(self._order) and (limit is None or len(self._order) < limit):
-            self._expand(done)
+            known = len(self._order)
+            self._expand(ahead.pop() if depth_first else done)
             done += 1
             if until in self._traces:
                 break
+            if depth_first:
+                ahead.extend(range(known, len(self._order)))
         return Result(
             len(self._order),
             done == len(self._order),
@@ -169,9 +179,11 @@ def _gets_it_alone(model: LeaseWorld, world: int, host_id: int) -> bool:
     return False
 
 
-def explore(model: Model, *, limit: int | None = None, until: str = "") -> Result:
+def explore(
+    model: Model, *, limit: int | None = None, until: str = "", depth_first: bool = False
+) -> Result:
     """Explore all worlds of a model, or until `limit` were reached or `until` was violated."""
-    return Search(model).run(limit=limit, until=until)
+    return Search(model).run(limit=limit, until=until, depth_first=depth_first)
 
 
 def describe(model: Model, worlds: tuple[Any, ...]) -> str:

@@ -63,11 +63,11 @@ class LocalStates:
     """All local states seen so far, of all processes of a search, by number p.
 
     effect[p]: what it waits for, DONE at the end. mark[p]: see Given. begun[p]: the number of the
-    beginning that it descends from, in the order of the calls of `begin`. key_of[p]: the number of
-    its key. runs: how often generator code ran.
+    beginning that it descends from, in the order of the calls of `begin`. keys[key_of[p]]: its
+    key. runs: how often generator code ran.
 
     With `histories` two local states are equal only if all answers that led to them are (the
-    self-check of the key); key_of then still numbers the ordinary keys.
+    self-check of the key); keys then still are the ordinary keys.
     """
 
     def __init__(self, resolve: Resolve, *, histories: bool = False) -> None:
@@ -75,10 +75,11 @@ class LocalStates:
         self.mark: list[Hashable] = []
         self.begun: list[int] = []
         self.key_of: list[int] = []
-        self.keys: dict[LocalKey, int] = {}
+        self.keys: list[LocalKey] = []
         self.runs = 0
         self._resolve = resolve
         self._histories = histories
+        self._numbers: dict[LocalKey, int] = {}
         self._ids: dict[Hashable, int] = {}
         self._origins: list[Origin] = []
         self._starters: list[Callable[[], Process]] = []
@@ -98,7 +99,10 @@ class LocalStates:
     def _go_on(self, process: Process, number: int, origin: Origin) -> int:
         effect, mark = self._run(process, number, origin.answer)
         position: Hashable = DONE if effect is DONE else generator_key(process)
-        key = self.keys.setdefault(LocalKey(number, position, mark), len(self.keys))
+        content = LocalKey(number, position, mark)
+        key = self._numbers.setdefault(content, len(self.keys))
+        if key == len(self.keys):
+            self.keys.append(content)
         name: Hashable = (origin.parent, origin.answer, number) if self._histories else key
         p = self._ids.setdefault(name, len(self.effect))
         if p == len(self.effect):

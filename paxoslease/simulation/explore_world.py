@@ -184,7 +184,7 @@ class LeaseWorld(Processes):
 
     def value_of(self, world: int) -> tuple[Any, ...]:
         """Return a world by its content: equal for equal worlds of different models."""
-        keys = list(self.locals.keys)
+        keys = self.locals.keys
         return (
             self.disk_in(world),
             tuple(
