@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 COMPILE = ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-g", "-I", str(CSRC)]
 STRICT = ["-Wshadow", "-Wconversion", "-Wcast-align", "-Wstrict-prototypes", "-Wvla"]
-OURS = [str(CSRC / "alignedio.c"), str(ROOT / "tools/exercise_aio.c")]
+OURS = [str(CSRC / "alignedio.c"), str(CSRC / "records.c"), str(ROOT / "tools/exercise_aio.c")]
 PYTHON = ["-I", sysconfig.get_path("include"), "-DPy_LIMITED_API=0x030b0000"]
 DISK_BYTES = 8 << 20
 

@@ -21,6 +21,27 @@
 
 #define HUGE ((size_t)2 << 20)
 
+/* Nothing there, a wake-up, a completion, a descriptor that is none. */
+static void exercise_wait(uint64_t context, int event, const struct pl_request *requests,
+                          struct pl_completion *done)
+{
+    int wake = eventfd(0, EFD_NONBLOCK);
+    uint64_t one = 1;
+
+    CHECK(wake >= 0 && fcntl(event, F_SETFL, O_NONBLOCK) == 0);
+    CHECK(read(event, &one, sizeof one) >= 0 || errno == EAGAIN);
+    CHECK(pl_aio_wait(context, event, wake, 64, 1000000, done) == 0);
+    one = 1;
+    CHECK(write(wake, &one, sizeof one) == sizeof one);
+    CHECK(pl_aio_wait(context, event, wake, 64, -1, done) == 0);
+    CHECK(read(wake, &one, sizeof one) < 0 && errno == EAGAIN);
+    CHECK(pl_aio_submit(context, event, requests, 1) == 1);
+    CHECK(pl_aio_wait(context, event, wake, 64, -1, done) == 1 && done[0].result == 4096);
+    CHECK(pl_aio_wait(context, event, wake, 64, 0, done) == 0);
+    close(wake);
+    CHECK(pl_aio_wait(context, event, wake, 64, -1, done) == -EBADF);
+}
+
 static void exercise_io(const char *path)
 {
     void *buffer;
@@ -62,6 +83,7 @@ static void exercise_io(const char *path)
         reaped += found;
     }
     CHECK(pl_aio_reap(context, 1, 64, 1000000, done) == 0);
+    exercise_wait(context, event, requests, done);
     memset(buffer, 0, HUGE);
     requests[0].is_write = 0;
     requests[0].bytes = 64 * 4096;

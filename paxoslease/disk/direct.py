@@ -33,7 +33,9 @@ _BLKSSZGET: Final = 0x1268
 _SECTOR_SIZES: Final = (512, 4096)
 _SMALLEST: Final = 4096
 _OFFSET_MAX: Final = (1 << 63) - 1
+_COMPLETION: Final = Struct("=Qq")  # struct pl_completion
 _REQUEST: Final = Struct("=QQQQii")  # struct pl_request
+assert ffi.sizeof("struct pl_completion") == _COMPLETION.size
 assert ffi.sizeof("struct pl_request") == _REQUEST.size
 _NO_DIRECT: Final = "its file system refuses O_DIRECT"
 _TRANSPARENT: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -336,6 +338,7 @@ class Aio:
         self._requests = ffi.new("struct pl_request[]", BATCH)
         self._requests_memory = memoryview(ffi.buffer(self._requests)).cast("B")
         self._completions = ffi.new("struct pl_completion[]", BATCH)
+        self._completions_memory = memoryview(ffi.buffer(self._completions)).cast("B")
         self._pending: dict[int, Request] = {}
         self._abandoned: set[int] = set()
 
@@ -457,13 +460,12 @@ class Aio:
     def _completed(self, found: int) -> list[Completion]:
         """Take the first `found` completions that the kernel has written."""
         done: list[Completion] = []
-        for index in range(found):
-            completion = self._completions[index]
-            token = completion.token
+        filled = self._completions_memory[: found * _COMPLETION.size]
+        for token, result in _COMPLETION.iter_unpack(filled):
             request = self._pending.pop(token)
             request.buffer.in_flight = False
             self._abandoned.discard(token)
-            done.append(Completion(request, completion.result))
+            done.append(Completion(request, result))
         return done
 
     def close(self) -> None:

@@ -454,3 +454,22 @@ def test_o_direct_refused() -> None:
     path = "/proc/self/status"
     with pytest.raises((UnsuitableDevice, DiskError), match="/proc/self/status"):
         open_direct(path, writable=False)
+
+
+def test_wait_returns_for_completions_wake_ups_and_times(disk: DirectFile, aio: Aio) -> None:
+    """Waiting ends with a completion, when it is woken, or with its time, whichever comes first."""
+    wake = os.eventfd(0, os.EFD_NONBLOCK)
+    assert aio.wait(wake, 0.001) == []
+    assert aio.wait(wake, -1.0) == []
+    os.eventfd_write(wake, 3)
+    assert aio.wait(wake, None) == []
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(wake)
+    buffer = shared_pool().take(512)
+    aio.submit([Request(1, disk, False, 0, buffer, 512)])
+    assert [c.result for c in aio.wait(wake, None)] == [512]
+    assert aio.in_flight == 0
+    buffer.release()
+    os.close(wake)
+    with pytest.raises(DiskError):
+        aio.wait(wake, None)
