@@ -13,16 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paxoslease.api import (
-        Guarded as Guarded,
-    )
-    from paxoslease.api import (
-        Lease as Lease,
-    )
-    from paxoslease.api import (
         Lockspace as Lockspace,
-    )
-    from paxoslease.api import (
-        Lost as Lost,
     )
     from paxoslease.api import (
         WantedLease as WantedLease,
@@ -53,6 +44,9 @@ if TYPE_CHECKING:
     )
     from paxoslease.engine.index import (
         lookup as lookup,
+    )
+    from paxoslease.engine.leases import (
+        Lost as Lost,
     )
     from paxoslease.errors import (
         BadRecord as BadRecord,
@@ -144,6 +138,12 @@ if TYPE_CHECKING:
     from paxoslease.errors import (
         WrongVersion as WrongVersion,
     )
+    from paxoslease.handles import (
+        Guarded as Guarded,
+    )
+    from paxoslease.handles import (
+        Lease as Lease,
+    )
     from paxoslease.measure import (
         measure_acquires as measure_acquires,
     )
@@ -178,11 +178,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "paxoslease.api": (
+    "paxoslease.handles": (
         "Guarded",
         "Lease",
+    ),
+    "paxoslease.engine.leases": ("Lost",),
+    "paxoslease.api": (
         "Lockspace",
-        "Lost",
         "WantedLease",
         "WantedLockspace",
         "join",

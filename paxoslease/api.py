@@ -11,18 +11,18 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from paxoslease.disk.layout import check_name
 from paxoslease.engine import index
-from paxoslease.engine.host import Lost, Membership, microseconds, open_membership
-from paxoslease.engine.processes import Process
-from paxoslease.engine.runner import Operation, now_us
+from paxoslease.engine.host import Membership, microseconds, open_membership
+from paxoslease.engine.leases import Holding, Lost
+from paxoslease.engine.operation import now_us
+from paxoslease.engine.processes import Wishes
 from paxoslease.engine.watchdog import open_watchdog
-from paxoslease.errors import ConfigError, LeaseLost, PaxosleaseError
-from paxoslease.protocol import leases as protocol_leases
+from paxoslease.errors import ConfigError
+from paxoslease.handles import Guarded, Lease
 from paxoslease.protocol.hosts import HostRow
-from paxoslease.protocol.leases import Owners
 from paxoslease.protocol.membership import Renewed
 from paxoslease.protocol.paxos import Want
 from paxoslease.protocol.rindex import Rebuilt
@@ -47,6 +47,15 @@ __all__ = [
 _HOST_NAME_BYTES = 47  # spec/disk-format.md 4.4
 
 
+class HasPid(Protocol):
+    """Anything with a pid, such as subprocess.Popen."""
+
+    @property
+    def pid(self) -> int:
+        """Return the process's number."""
+        ...
+
+
 class WantedLease(NamedTuple):
     """One lease for `Lockspace.lease_many`: its name and where it is."""
 
@@ -69,110 +78,6 @@ class WantedLockspace(NamedTuple):
     on_event: Callable[[Any], None] | None = None
 
 
-class Lease:
-    """A lease that this host holds. Leaving its `with` block releases it.
-
-    lost: set when the lease is lost; whoever uses it must then stop at once.
-    """
-
-    def __init__(self, lockspace: Lockspace, name: bytes) -> None:
-        self._lockspace = lockspace
-        self._name = name
-        holding = lockspace._membership.holding(name)
-        assert holding.lease is not None
-        self._held = holding
-        self._lver = holding.lease.lver
-        self._lvb: bytes | None = None
-        self._released = False
-        self.lost: Lost = holding.lost
-
-    @property
-    def name(self) -> str:
-        """Return the resource's name."""
-        return self._name.decode("utf-8", "surrogateescape")
-
-    @property
-    def fencing_token(self) -> int:
-        """Return the version of the lease: it grows with every grant to any host (lver)."""
-        return self._lver
-
-    @property
-    def shared(self) -> bool:
-        """Tell whether the lease is held shared."""
-        return bool(self._held.lease and self._held.lease.shared)
-
-    def release(self, lvb: bytes | None = None, *, timeout: float | None = None) -> None:
-        """Release the lease. What it guards has stopped before.
-
-        `lvb` (or what set_lvb left) is written first. A lease that is lost is only forgotten here.
-        Raises ReleaseRefused (the disk says that it is another's), DiskError when the LVB cannot be
-        written (the lease is held on), TimeoutError.
-        """
-        if self._released:
-            return
-        membership = self._lockspace._membership
-        try:
-            operation = membership.start_release(self._name, self._lvb if lvb is None else lvb)
-        except LeaseLost:
-            membership.forget(self._name)
-            self._released = True
-            return
-        refused = _wait(operation, timeout)
-        self._released = True
-        if refused is not None:
-            raise refused
-
-    def convert(self, *, shared: bool, timeout: float | None = None) -> None:
-        """Turn the lease into a shared or an exclusive one.
-
-        Raises LeaseShared when other hosts share it, LeaseHeld, LostRace, storage errors; the mode
-        is unchanged then.
-        """
-        if shared == self.shared:
-            return
-        membership = self._lockspace._membership
-        lvb = self._lvb if shared else None
-        operation = membership.start_on_lease(
-            self._name,
-            (lambda lease: protocol_leases.convert_to_shared(lease, lvb=lvb))
-            if shared
-            else protocol_leases.convert_to_exclusive,
-            keep=True,
-        )
-        self._lver = _wait(operation, timeout).lver
-        if shared:
-            self._lvb = None
-
-    def read_lvb(self, *, timeout: float | None = None) -> bytes:
-        """Read the lock value block: one sector, as the last holder left it."""
-        operation = self._lockspace._membership.start_on_lease(
-            self._name, lambda lease: protocol_leases.read_lvb(lease.claim)
-        )
-        data: bytes = _wait(operation, timeout)
-        return data
-
-    def set_lvb(self, data: bytes) -> None:
-        """Set the lock value block to be written with the release (or conversion to shared)."""
-        sector_size = self._held.lease.claim.sector_size if self._held.lease else 0
-        if len(data) > sector_size:
-            raise ConfigError("lvb", f"{len(data)} bytes do not fit into {sector_size}")
-        self._lvb = data
-
-    def owners(self, *, timeout: float | None = None) -> Owners:
-        """Read from the disk who holds the lease."""
-        operation = self._lockspace._membership.start_on_lease(
-            self._name, lambda lease: protocol_leases.read_owners(lease.claim)
-        )
-        owners: Owners = _wait(operation, timeout)
-        return owners
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 class Lockspace:
     """This host's membership in a lockspace. Leaving its `with` block leaves the lockspace.
 
@@ -182,7 +87,7 @@ class Lockspace:
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
         self._left = False
-        self.lost: Lost = membership.lost
+        self.lost: Lost = membership.leases.lost
 
     @property
     def name(self) -> str:
@@ -250,19 +155,14 @@ class Lockspace:
         if not 1 <= len(places) <= 4:
             raise ConfigError("disks", f"a lease lies on one to four disks, not {len(places)}")
         raw = check_name("resource name", name)
-        operation = self._membership.start_acquire(
+        holding = self._membership.leases.start_acquire(
             raw,
             places,
             shared=shared,
             wait_us=microseconds(wait),
             want=Want(lver=lver, num_hosts=num_hosts),
         )
-        try:
-            operation.future.result()
-        except BaseException:
-            self._abandon(raw, operation)
-            raise
-        return Lease(self, raw)
+        return self._acquired([holding])[0]
 
     def lease_many(
         self, wanted: Iterable[WantedLease], *, shared: bool = False, wait: float | None = 0
@@ -271,34 +171,41 @@ class Lockspace:
 
         Raises the first error in the order of `wanted`; what was acquired is released then.
         """
-        names: list[bytes] = []
-        operations: list[Operation[Any]] = []
+        holdings: list[Holding] = []
         try:
             for name, path, offset in wanted:
                 raw = check_name("resource name", name)
-                operations.append(
-                    self._membership.start_acquire(
-                        raw, [(path, offset)], shared=shared, wait_us=microseconds(wait)
+                holdings.append(
+                    self._membership.leases.start_acquire(
+                        raw,
+                        [(os.fspath(path), offset)],
+                        shared=shared,
+                        wait_us=microseconds(wait),
                     )
                 )
-                names.append(raw)
-            for operation in operations:
-                operation.future.result()
         except BaseException:
-            for raw, operation in zip(names, operations, strict=False):
-                self._abandon(raw, operation)
+            self._give_up(holdings)
             raise
-        return [Lease(self, raw) for raw in names]
+        return self._acquired(holdings)
 
-    def _abandon(self, name: bytes, operation: Operation[Any]) -> None:
-        """End an acquisition that nobody wants any more; a lease that comes of it is released."""
-        operation.cancel()
+    def _acquired(self, holdings: list[Holding]) -> list[Lease]:
+        """Wait for what is being acquired: all of it, or what was had is given back."""
+        try:
+            for holding in holdings:
+                assert holding.operation is not None
+                holding.operation.result()
+            return [Lease(self._membership, holding) for holding in holdings]
+        except BaseException:
+            self._give_up(holdings)
+            raise
 
-        def give_back(done: Any) -> None:
-            if done.exception() is None:
-                self._membership.start_release(name)
-
-        operation.future.add_done_callback(give_back)
+    def _give_up(self, holdings: list[Holding]) -> None:
+        """Release what nobody wants any more; what comes of it is awaited, its errors are told."""
+        leases = self._membership.leases
+        ends = [leases.give_up(holding) for holding in holdings if not holding.lost.is_set()]
+        for end in ends:
+            if end is not None:
+                end.exception()
 
     def hosts(self) -> tuple[HostRow, ...]:
         """Return every host id that was ever used, and how it looks from here.
@@ -347,66 +254,41 @@ class Lockspace:
 
     def guard(
         self,
-        process: Any,
+        process: int | HasPid,
         *,
         killpath: Sequence[str] = (),
         killpath_pid: bool = False,
         sigterm_ok: bool = True,
         sigkill_ok: bool = True,
     ) -> Guarded:
-        """Have a process (a pid or a subprocess.Popen) stopped when the lockspace fails.
+        """Have a process (a pid, or what has one) stopped when the lockspace fails or is left.
 
-        First its killpath program or SIGTERM, then, while there is still time before the watchdog,
-        SIGKILL. Raises ConfigError when there is no such process.
+        When it fails: first its killpath program or SIGTERM, then, while there is still time before
+        the watchdog, SIGKILL. When it is left: SIGKILL. sigterm_ok, sigkill_ok: False has the other
+        signal sent instead. killpath_pid: give the program the pid as its last argument.
+
+        Raises ConfigError when there is no such process, LockspaceFailed.
         """
         pid = process if isinstance(process, int) else process.pid
-        processes = self._membership.processes
-        followed = processes.add(
-            pid,
-            killpath=killpath,
-            killpath_pid=killpath_pid,
-            allows_sigterm=sigterm_ok,
-            allows_sigkill=sigkill_ok,
-        )
-        return Guarded(self._membership, followed)
+        wishes = Wishes(tuple(killpath), killpath_pid, sigterm_ok, sigkill_ok)
+        return Guarded(self._membership, self._membership.guard(pid, wishes))
 
     def leave(self, *, timeout: float | None = None) -> None:
-        """Release all leases and free the host id.
+        """Kill guarded processes, release all leases and free the host id.
 
-        When the membership has failed nothing is written: other hosts wait until this one is dead.
+        What the leases guard has stopped before. When the membership has failed nothing is written,
+        and other hosts wait until this one is dead. Raises TimeoutError after `timeout` s; leave
+        again then.
         """
         if not self._left:
-            self._left = True
             self._membership.leave(timeout)
+            self._left = True
 
     def __enter__(self) -> Lockspace:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.leave()
-
-
-class Guarded:
-    """A process that is stopped when its lockspace fails."""
-
-    def __init__(self, membership: Membership, process: Process) -> None:
-        self._membership = membership
-        self._process = process
-
-    @property
-    def is_alive(self) -> bool:
-        """Tell whether the process runs."""
-        return self._process.is_alive
-
-    def close(self) -> None:
-        """Stop following the process: it does not use leases any more."""
-        self._membership.processes.remove(self._process)
-
-    def __enter__(self) -> Guarded:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def join(
@@ -495,11 +377,3 @@ def _open(wanted: WantedLockspace) -> Membership:
 def _until(wait_s: float | None) -> int | None:
     wait_us = microseconds(wait_s)
     return wait_us if not wait_us else now_us() + wait_us
-
-
-def _wait(operation: Operation[Any], timeout_s: float | None) -> Any:
-    try:
-        return operation.result(timeout_s)
-    except PaxosleaseError as error:
-        # Each waiter gets the error with a traceback of its own.
-        raise error.with_traceback(None) from None

@@ -1,42 +1,37 @@
-"""This process as a host: its memberships, the leases it holds, and what happens when one fails.
+"""This process as a host: its memberships, and what happens when one fails.
 
-Threads (docs/safety.md has the whole table). The *renewal* runner owns every membership: its life,
-its guard, its recovery. The *request* runner owns the lease operations. The caller's threads own
-nothing; they hand over protocols and wait. What both runners look at is either set once (failure)
-or replaced as a whole (the delta lease held, rows of the host table). `_lock` of a membership
-protects the registry of leases only and is never held across I/O; the renewal runner takes it in
-one place, to mark leases lost.
+Threads (docs/safety.md has the whole table). The *renewal* runner runs every membership's life. The
+*guard* runner, which never touches a disk, watches over their expiry and runs their recovery. The
+*request* runner runs what is done with leases. The caller's threads own nothing; they hand over
+protocols and wait. What several threads look at is either set once (failure, lost) or replaced as a
+whole (the delta lease held, rows of the host table).
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from enum import Enum
+from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from paxoslease.disk.direct import DirectFile
-from paxoslease.disk.layout import Area, default_sizes
 from paxoslease.engine.files import Files
-from paxoslease.engine.processes import Process, Processes
-from paxoslease.engine.runner import Context, Operation, Runner, now_us
+from paxoslease.engine.leases import Leases
+from paxoslease.engine.operation import Context, Operation, now_us
+from paxoslease.engine.processes import Process, Processes, Wishes
+from paxoslease.engine.runner import Runner
 from paxoslease.engine.watchdog import Watchdog
 from paxoslease.errors import (
     Cancelled,
-    LeaseBusy,
-    LeaseLost,
     LockspaceFailed,
-    PaxosleaseError,
+    LockspacePresent,
     UnsuitableDevice,
 )
-from paxoslease.protocol import leases as protocol_leases
 from paxoslease.protocol import recovery
-from paxoslease.protocol.contention import NO_TURN, Turn, acquire_waiting, turn_after
 from paxoslease.protocol.delta import open_lockspace
-from paxoslease.protocol.disks import Claim, Resource
 from paxoslease.protocol.effects import (
     HostSeen,
     PetWatchdog,
@@ -45,9 +40,7 @@ from paxoslease.protocol.effects import (
     Signal,
     Standing,
 )
-from paxoslease.protocol.leases import Lease
 from paxoslease.protocol.membership import Failed, Joined, Marked, Member, Renewed, guard, live
-from paxoslease.protocol.paxos import ANYTHING, Want
 from paxoslease.protocol.settle import Unsettled
 from paxoslease.timing import SECOND_US, Timing
 
@@ -55,68 +48,51 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 HISTORY: Final = 512
-TURNS: Final = 1024
-
-
-class Lost:
-    """An event that comes at most once: a lease or a membership is lost. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self.reason = ""
-
-    def set(self, reason: str) -> None:
-        """Make it happen; the first reason counts."""
-        if not self._event.is_set():
-            self.reason = reason
-            self._event.set()
-
-    def is_set(self) -> bool:
-        """Tell whether it has happened."""
-        return self._event.is_set()
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for it; True when it has happened, False at the time-out."""
-        return self._event.wait(timeout_s)
-
-
-class Phase(Enum):
-    """What this host does with a lease."""
-
-    ACQUIRING = "being acquired"
-    HELD = "held"
-    RELEASING = "being released"
-
-
-class Holding:
-    """One lease in the registry of a membership."""
-
-    __slots__ = ("file_paths", "lease", "lost", "phase")
-
-    def __init__(self, file_paths: tuple[str, ...]) -> None:
-        self.phase = Phase.ACQUIRING
-        self.lease: Lease | None = None
-        self.lost = Lost()
-        self.file_paths = file_paths
+_SLICE_S: Final = 0.2
 
 
 class Engine:
-    """What all memberships of this process share: two runners and the open files."""
+    """What all memberships of this process share: three runners and the open files."""
 
     def __init__(self) -> None:
         self.files = Files()
-        self.renewals = Runner("paxoslease-renew", depth=128)
-        self.requests = Runner("paxoslease-request", depth=256)
+        self.renewals = Runner("paxoslease-renew", depth=1024, per_file=16)
+        self.requests = Runner("paxoslease-request", depth=512, per_file=32)
+        self.guards = Runner("paxoslease-guard")
+        self._lock = threading.Lock()
+        self._members: set[tuple[str, int, int]] = set()
 
     def run_once(self, protocol: Protocol[T], *paths: str, timeout_s: float | None = None) -> T:
         """Run a protocol without a membership on some paths, and wait for it."""
         held = [self.files.hold(path) for path in paths]
         try:
             operation = self.requests.start(protocol, {file.path: file for file in held})
-            return operation.result(timeout_s)
+            try:
+                return operation.result(timeout_s)
+            except BaseException:
+                # Interrupted, or out of time: what is in flight needs its file until it ends.
+                operation.cancel()
+                operation.exception()
+                raise
         finally:
             for path in paths:
                 self.files.drop(path)
+
+    def enter(self, member: Member) -> None:
+        """Note a membership. Raises LockspacePresent when this process has it already."""
+        with self._lock:
+            if _key(member) in self._members:
+                raise LockspacePresent(member.space.name, "joined already by this process")
+            self._members.add(_key(member))
+
+    def leave(self, member: Member) -> None:
+        """Forget a membership."""
+        with self._lock:
+            self._members.discard(_key(member))
+
+
+def _key(member: Member) -> tuple[str, int, int]:
+    return (*member.space.area[:2], member.host_id)
 
 
 _engine: list[Engine] = []
@@ -131,6 +107,16 @@ def engine() -> Engine:
         return _engine[0]
 
 
+def _forget_engine() -> None:
+    """Begin anew in a child after fork, which has none of the threads."""
+    global _engine_lock
+    _engine_lock = threading.Lock()
+    _engine.clear()
+
+
+os.register_at_fork(after_in_child=_forget_engine)
+
+
 class Membership(Context):
     """This host in one lockspace. Methods without a remark may be called by any thread."""
 
@@ -142,22 +128,23 @@ class Membership(Context):
         watchdog: Watchdog,
         on_event: Callable[[Any], None] | None,
     ) -> None:
+        self.engine = owner
         self.lockspace = member.space.name
         self.member = member
-        self.lost = Lost()
+        self.file = file
+        self.leases = Leases(self, self._tell_use)
         self.processes = Processes()
         self.history: deque[Renewed] = deque(maxlen=HISTORY)
-        self._engine = owner
-        self._file = file
         self._watchdog = watchdog
         self._on_event = on_event
-        self._lock = threading.Lock()
-        self._holdings: dict[bytes, Holding] = {}
-        self._turns: OrderedDict[bytes, Turn] = OrderedDict()
-        self._joined: Future[None] = Future()
+        self._joined = threading.Event()
+        self._join_error: BaseException | None = None
         self._life: Operation[None] | None = None
         self._guard: Operation[None] | None = None
-        self._recovery: recovery.Recovery | None = None
+        self._recovery: recovery.Recovery | None = None  # of the guard thread, as all below
+        self._recovering: Operation[None] | None = None
+        self._pet_lock = threading.Lock()  # held over a message to the watchdog, never over a disk
+        self._is_disarmed = False
 
     # -- effects, on a runner's thread -----------------------------------------------------------
 
@@ -168,10 +155,13 @@ class Membership(Context):
         return self.member.table.seen(host_id)
 
     def pet(self, effect: PetWatchdog) -> None:
-        if effect.expire_us:
-            self._watchdog.pet(effect.renewed_us, effect.expire_us)
-        else:
-            self._watchdog.disarm()
+        with self._pet_lock:
+            if not effect.expire_us:
+                self._is_disarmed = True
+                self._watchdog.disarm()
+            elif not self._is_disarmed:
+                # A renewal whose answer comes after the recovery is over must not arm again.
+                self._watchdog.pet(effect.renewed_us, effect.expire_us)
 
     def signal(self, effect: Signal) -> bool:
         process = self.processes.get(effect.process)
@@ -179,47 +169,92 @@ class Membership(Context):
 
     def killpath(self, effect: RunKillpath) -> bool:
         process = self.processes.get(effect.process)
-        return process is not None and process.run_killpath()
+        if process is None:
+            return False
+
+        def failed() -> None:
+            self._post_event(recovery.NoKillpath(effect.process))
+
+        return process.run_killpath(failed)
 
     def notify(self, operation: Operation[Any], event: Any) -> None:
         if isinstance(event, Unsettled):
-            if not operation.future.done():
-                operation.future.set_exception(event.error)
+            operation.tell(None, event.error)
             return
         if isinstance(event, Renewed):
-            self.history.append(event)
-            if event.error is not None:
-                _log.warning("renewal_failed lockspace=%r error=%s", self.lockspace, event.error)
+            self._renewed(event)
         elif isinstance(event, Joined):
-            self._guard = self._engine.renewals.start(guard(self.member), {}, self)
-            self._joined.set_result(None)
+            self._guard = self.engine.guards.start(guard(self.member), {}, self)
+            self._guard.on_end(self._guard_ended)
+            self._joined.set()
         elif isinstance(event, Failed):
-            self._fail(event)
+            self.engine.guards.post(lambda: self._fail(event))
         elif not isinstance(event, Marked):
-            _log.info("lockspace_event lockspace=%r event=%r", self.lockspace, event)
+            _log.warning("lockspace_event lockspace=%r event=%r", self.lockspace, event)
         if self._on_event is not None:
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception:
+                # Somebody else's code; a membership does not end by it.
+                _log.exception("on_event_failed lockspace=%r event=%r", self.lockspace, event)
+
+    def _renewed(self, event: Renewed) -> None:
+        self.history.append(event)
+        if event.error is not None:
+            _log.warning("renewal_failed lockspace=%r error=%s", self.lockspace, event.error)
+        elif self._recovery is not None:
+            self._post_event(recovery.LateRenewal(event.renewed_us))
+
+    # -- failure, on the guard thread ------------------------------------------------------------
 
     def _fail(self, failed: Failed) -> None:
         """Mark every lease lost, and stop the processes that use them."""
-        _log.critical("lockspace_failed lockspace=%r reason=%s", self.lockspace, failed.reason)
         if self.member.has_left:
+            _log.warning("lockspace_left lockspace=%r remark=%s", self.lockspace, failed.reason)
             return
-        with self._lock:
-            holdings = list(self._holdings.values())
-        for holding in holdings:
-            holding.lost.set(failed.reason)
-        self.lost.set(failed.reason)
+        if self.leases.lose(failed.reason):
+            _log.critical("lockspace_failed lockspace=%r reason=%s", self.lockspace, failed.reason)
+            self._recover(is_forced=False)
+
+    def _recover(self, *, is_forced: bool) -> None:
+        """Start to stop the guarded processes; they are watched, so that an end is seen at once."""
         held = self.member.held
+        processes = self.processes.alive()
         ladder = recovery.begin(
             self.lockspace,
             0 if held is None else held.renewed_us,
             self.member.timing,
-            tuple(_as_registered(process) for process in self.processes.alive()),
+            tuple(_as_registered(process) for process in processes),
+            is_forced=is_forced,
         )
         self._recovery = recovery.Recovery(ladder)
-        self._tell_use()
-        self._engine.renewals.start(recovery.recover(self._recovery), {}, self)
+        self._recovery.tell(recovery.Used(self.leases.are_used and not is_forced))
+        for process in processes:
+            self._watch(process)
+        context = _Forced(self) if is_forced else self
+        self._recovering = self.engine.guards.start(recovery.recover(self._recovery), {}, context)
+        self._recovering.on_end(self._recovered)
+
+    def _recovered(self, recovering: Operation[None]) -> None:
+        error = recovering.exception()
+        if error is not None:
+            _log.critical("recovery_failed lockspace=%r error=%s", self.lockspace, error)
+
+    def _watch(self, process: Process) -> None:
+        def ended() -> None:
+            self._post_event(recovery.Gone(process.handle))
+
+        if process.pidfd >= 0:
+            self.engine.guards.watch(process.pidfd, ended)
+
+    def _post_event(self, event: recovery.Event) -> None:
+        """Tell the recovery of something, on the thread that runs it."""
+
+        def tell() -> None:
+            if self._recovery is not None:
+                self._recovery.tell(event)
+
+        self.engine.guards.post(tell)
 
     def _tell_use(self) -> None:
         """Tell the recovery whether leases are still in use inside this process.
@@ -227,230 +262,176 @@ class Membership(Context):
         A lost lease counts as used until its user has given it back: only then is it known that
         nothing would have to be stopped by the watchdog.
         """
-        with self._lock:
-            used = recovery.Used(bool(self._holdings))
-        if self._recovery is not None:
-            self._recovery.tell(used)
+        self._post_event(recovery.Used(self.leases.are_used))
+
+    def _guard_ended(self, guarding: Operation[None]) -> None:
+        error = guarding.exception()
+        if error is None:
+            return
+        # Without a guard nobody would see the expiry: nothing may go on.
+        reason = f"internal error: {error}"
+        self.member.fail(reason, None)
+        self.leases.lose(reason)
+        for process in self.processes.alive():
+            process.signal(signal.SIGKILL)
 
     # -- joining and leaving ---------------------------------------------------------------------
 
     def start_join(self) -> None:
-        """Begin to acquire the host id. Raises WatchdogError."""
-        self._watchdog.connect()
-        self._life = self._engine.renewals.start(
-            live(self.member), {self._file.path: self._file}, self
-        )
-        self._life.future.add_done_callback(self._life_ended)
+        """Begin to acquire the host id. Raises WatchdogError, LockspacePresent."""
+        self.engine.enter(self.member)
+        try:
+            self._watchdog.connect()
+        except BaseException:
+            self.engine.leave(self.member)
+            raise
+        files = {self.file.path: self.file}
+        self._life = self.engine.renewals.start(live(self.member), files, self)
+        self._life.on_end(self._life_ended)
 
     def await_join(self, timeout_s: float | None) -> None:
         """Wait until joined. Raises what delta.acquire raises, Cancelled, TimeoutError."""
-        self._joined.result(timeout_s)
+        if not self._joined.wait(timeout_s):
+            raise TimeoutError
+        if self._join_error is not None:
+            raise self._join_error.with_traceback(None)
 
     def abandon_join(self) -> None:
         """End a join that is under way or failed; what was joined already is left."""
-        if self._life is not None:
-            if self._joined.done() and self._joined.exception() is None:
-                self.leave(None)
-                return
+        if self._life is None:
+            self._watchdog.close()
+            self.engine.files.drop(self.file.path)
+        elif self._joined.is_set() and self._join_error is None:
+            self.leave(None)
+        else:
+            # A join that succeeds in this very moment is left by the cancellation, too.
             self._life.cancel()
-        self._close()
+            self._life.on_end(lambda _: self._watchdog.close())
 
-    def _life_ended(self, life: Future[None]) -> None:
+    def _life_ended(self, life: Operation[None]) -> None:
+        self.engine.leave(self.member)
+        self.engine.files.drop(self.file.path)
         error = life.exception()
-        if not self._joined.done():
-            self._joined.set_exception(error or Cancelled())
+        if not self._joined.is_set():
+            self._join_error = error or Cancelled()
+            self._joined.set()
         elif error is not None:
             # A membership never ends by an error of its own; if it does, nothing may go on.
-            self.member.fail(f"internal error: {error}", None)
-            _log.critical("membership_broken lockspace=%r", self.lockspace, exc_info=error)
-            self._fail(Failed(f"internal error: {error}", None))
+            failed = Failed(f"internal error: {error}", None)
+            if self.member.fail(*failed):
+                self.engine.guards.post(lambda: self._fail(failed))
 
     def leave(self, timeout_s: float | None) -> None:
-        """Release all leases and free the host id. Raises TimeoutError."""
-        with self._lock:
-            names = [n for n, h in self._holdings.items() if h.phase is Phase.HELD]
-        for operation in [self._start_release(name, None, None) for name in names]:
-            error = operation.future.exception(timeout_s)
-            if error is not None and not isinstance(error, LockspaceFailed):
-                _log.warning("release_failed lockspace=%r error=%s", self.lockspace, error)
+        """Stop guarded processes, release all leases and free the host id.
+
+        When the lockspace has failed, nothing is written; then it waits until nothing is left that
+        the watchdog would have to stop. Raises TimeoutError: it can be called again.
+        """
+        until_us = None if timeout_s is None else now_us() + int(timeout_s * SECOND_US)
+
+        def left_s() -> float | None:
+            return None if until_us is None else max(0.0, (until_us - now_us()) / SECOND_US)
+
+        self._stop_processes(left_s)
+        for name, operation in self.leases.close():
+            error = operation.exception(left_s())
+            if error is not None and not isinstance(error, Cancelled):
+                _log.warning(
+                    "release_failed lockspace=%r lease=%r error=%s", self.lockspace, name, error
+                )
         self.member.leave()
         assert self._life is not None
         self._life.cancel()
+        while not self._life_is_over(left_s):
+            continue
         if self._guard is not None:
             self._guard.cancel()
-        self._life.result(timeout_s)
-        self._close()
-
-    def _close(self) -> None:
+        self._await_recovery(left_s)
         self._watchdog.close()
-        self._engine.files.drop(self._file.path)
 
-    # -- leases ----------------------------------------------------------------------------------
-
-    def claim(self, name: bytes, places: Sequence[tuple[str, int]]) -> tuple[Claim, dict[str, Any]]:
-        """Return the claim on a resource and its open files, which the caller must drop.
-
-        The sizes are assumed to be the lockspace's; the protocol adopts those of the lease.
-        """
-        files = {path: self._engine.files.hold(path) for path, _ in places}
-        sizes = self.member.space.area.sizes
-        coarse = max(file.sector_size for file in files.values())
-        if sizes.sector_size < coarse:
-            sizes = default_sizes(coarse)
-        areas = tuple(Area(path, offset, sizes) for path, offset in places)
-        resource = Resource(name, areas)
-        claim = Claim(self.member.space, resource, self.member.timing, self.member.host_id)
-        return claim, {**files, self._file.path: self._file}
-
-    def start_acquire(
-        self,
-        name: bytes,
-        places: Sequence[tuple[str, int]],
-        *,
-        shared: bool,
-        wait_us: int | None,
-        want: Want = ANYTHING,
-    ) -> Operation[Lease]:
-        """Begin to acquire. Raises LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed."""
-        self.member.standing(now_us())
-        paths = tuple(path for path, _ in places)
-        with self._lock:
-            present = self._holdings.get(name)
-            if present is not None:
-                raise LeaseBusy(self.lockspace, name, present.phase.value)
-            self._holdings[name] = holding = Holding(paths)
-            turn = self._turns.get(name, NO_TURN)
+    def _life_is_over(self, left_s: Callable[[], float | None]) -> bool:
+        """Wait a little for the end of the life; a life that has failed may hang in a write."""
+        assert self._life is not None
+        if self._life.done or self.leases.lost.is_set():
+            return True
+        left = left_s()
         try:
-            claim, files = self.claim(name, places)
-        except BaseException:
-            self._forget(name, ())
-            raise
-        until_us = None if wait_us is None else now_us() + wait_us
-        protocol = acquire_waiting(claim, until_us, shared=shared, want=want, turn=turn)
-        return self._engine.requests.start(self._hold(name, holding, protocol), files, self)
+            self._life.exception(_SLICE_S if left is None else min(left, _SLICE_S))
+        except TimeoutError:
+            if left is not None and left <= _SLICE_S:
+                raise
+            return False
+        return True
 
-    def _hold(self, name: bytes, holding: Holding, protocol: Protocol[Lease]) -> Protocol[Lease]:
-        """Acquire, and attach the lease in one step with the check that the lockspace is good."""
-        try:
-            lease = yield from protocol
-        except BaseException:
-            self._forget(name, holding.file_paths)
-            raise
-        with self._lock:
-            holding.lease = lease
-            holding.phase = Phase.HELD
-        if self.lost.is_set():
-            holding.lost.set(self.lost.reason)
-            self._forget(name, holding.file_paths)
-            raise LeaseLost(self.lockspace, name, self.lost.reason)
-        return lease
+    def _stop_processes(self, left_s: Callable[[], float | None]) -> None:
+        """Kill what is guarded, since its leases are about to be given away."""
+        alive = self.processes.alive()
+        if alive and not self.leases.lost.is_set():
+            _log.warning("processes_killed lockspace=%r reason=it is being left", self.lockspace)
+            self.engine.guards.post(lambda: self._recover(is_forced=True))
+        for process in alive:
+            if not process.wait(left_s()):
+                raise TimeoutError(f"process {process.pid} does not end")
 
-    def holding(self, name: bytes) -> Holding:
-        """Return a lease that is held. Raises LeaseLost."""
-        with self._lock:
-            found = self._holdings.get(name)
-        if found is None or found.lease is None:
-            raise LeaseLost(self.lockspace, name, "it is not held")
-        if found.lost.is_set():
-            raise LeaseLost(self.lockspace, name, found.lost.reason)
-        return found
+    def _await_recovery(self, left_s: Callable[[], float | None]) -> None:
+        """Wait for a recovery that is on; it ends by disarming the watchdog."""
+        settled = threading.Event()
+        self.engine.guards.post(settled.set)
+        if not settled.wait(left_s()):
+            raise TimeoutError
+        if self._recovering is not None:
+            self._recovering.exception(left_s())
 
-    def start_release(
-        self, name: bytes, lvb: bytes | None = None, new_name: bytes | None = None
-    ) -> Operation[Any]:
-        """Begin to release a lease whose user has stopped. Raises LeaseLost, LeaseBusy."""
-        holding = self.holding(name)
-        if holding.phase is not Phase.HELD:
-            raise LeaseBusy(self.lockspace, name, holding.phase.value)
-        return self._start_release(name, lvb, new_name)
-
-    def _start_release(
-        self, name: bytes, lvb: bytes | None, new_name: bytes | None
-    ) -> Operation[Any]:
-        with self._lock:
-            holding = self._holdings[name]
-            holding.phase = Phase.RELEASING
-            lease = holding.lease
-        assert lease is not None
-        return self._engine.requests.start(
-            self._give_back(name, holding, lease, lvb, new_name), self._files_of(holding), self
-        )
-
-    def _give_back(
-        self,
-        name: bytes,
-        holding: Holding,
-        lease: Lease,
-        lvb: bytes | None,
-        new_name: bytes | None,
-    ) -> Protocol[PaxosleaseError | None]:
-        try:
-            refused = yield from protocol_leases.release(lease, lvb=lvb, new_name=new_name)
-        except LockspaceFailed:
-            self._forget(name, holding.file_paths)
-            raise
-        except PaxosleaseError:
-            with self._lock:
-                holding.phase = Phase.HELD  # the LVB could not be written: held as before
-            raise
-        self._forget(name, holding.file_paths)
-        with self._lock:
-            self._turns[name] = turn_after(lease, now_us())
-            self._turns.move_to_end(name)
-            if len(self._turns) > TURNS:
-                self._turns.popitem(last=False)
-        return refused
-
-    def forget(self, name: bytes) -> None:
-        """Drop a lost lease from the registry; the disk is left to those who take over."""
-        with self._lock:
-            holding = self._holdings.get(name)
-        if holding is not None:
-            self._forget(name, holding.file_paths)
-
-    def _forget(self, name: bytes, paths: Sequence[str]) -> None:
-        with self._lock:
-            gone = self._holdings.pop(name, None)
-        if gone is not None:
-            for path in paths:
-                self._engine.files.drop(path)
-            self._engine.renewals.post(self._tell_use)
-
-    def start_on_lease(
-        self, name: bytes, make: Callable[[Lease], Protocol[T]], keep: bool = False
-    ) -> Operation[T]:
-        """Run a protocol on a lease that is held; `keep`: its result is the lease from now on."""
-        holding = self.holding(name)
-        lease = holding.lease
-        assert lease is not None
-
-        def run() -> Protocol[T]:
-            result = yield from make(lease)
-            if keep:
-                with self._lock:
-                    holding.lease = result  # type: ignore[assignment]
-            return result
-
-        return self._engine.requests.start(run(), self._files_of(holding), self)
+    # -- what is run as this member --------------------------------------------------------------
 
     def start_protocol(self, protocol: Protocol[T], files: dict[str, DirectFile]) -> Operation[T]:
         """Run a protocol as this member on the request runner."""
-        return self._engine.requests.start(protocol, {**files, self._file.path: self._file}, self)
+        return self.engine.requests.start(protocol, {**files, self.file.path: self.file}, self)
 
-    def _files_of(self, holding: Holding) -> dict[str, DirectFile]:
-        files = {self._file.path: self._file}
-        for path in holding.file_paths:
-            files[path] = self._engine.files.hold(path)
-            self._engine.files.drop(path)
-        return files
+    def guard(self, pid: int, wishes: Wishes) -> Process:
+        """Have a process stopped when the lockspace fails.
+
+        Raises ConfigError when there is none, LockspaceFailed when it has failed already.
+        """
+        process = self.processes.add(pid, wishes)
+        if self.leases.lost.is_set() or self.member.is_leaving:
+            # Either this sees that leases are lost, or whoever lost them sees this process.
+            self.unguard(process)
+            raise LockspaceFailed(self.lockspace, self.leases.lost.reason or "it is being left")
+        return process
+
+    def unguard(self, process: Process) -> None:
+        """Stop following a process, which does not use leases any more."""
+        self.processes.remove(process)
+
+        def end() -> None:
+            self.engine.guards.unwatch(process.pidfd)
+            process.close()
+            if self._recovery is not None:
+                self._recovery.tell(recovery.Gone(process.handle))
+
+        self.engine.guards.post(end)
+
+
+class _Forced(Context):
+    """The context in which processes are killed before a lockspace is left: it stays armed."""
+
+    def __init__(self, membership: Membership) -> None:
+        self.lockspace = membership.lockspace
+        self.signal = membership.signal  # type: ignore[method-assign]
+        self.killpath = membership.killpath  # type: ignore[method-assign]
+
+    def pet(self, effect: PetWatchdog) -> None:
+        return
 
 
 def _as_registered(process: Process) -> recovery.Process:
+    wishes = process.wishes
     return recovery.Process(
         process.handle,
-        recovery.Killpath.READY if process.killpath else recovery.Killpath.NONE,
-        process.allows_sigterm,
-        process.allows_sigkill,
+        recovery.Killpath.READY if wishes.killpath else recovery.Killpath.NONE,
+        wishes.allows_sigterm,
+        wishes.allows_sigkill,
     )
 
 

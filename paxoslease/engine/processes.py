@@ -12,89 +12,97 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
 from paxoslease.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
 
-class Process:
-    """A process that must be stopped when its lockspace fails.
+class Wishes(NamedTuple):
+    """How a process wants to be stopped.
 
     killpath: a program with its arguments, run once instead of SIGTERM; the pid is appended when
     `killpath_pid` is set. allows_sigterm, allows_sigkill: False restricts recovery to the other.
     """
 
-    def __init__(
-        self,
-        handle: int,
-        pid: int,
-        *,
-        killpath: Sequence[str] = (),
-        killpath_pid: bool = False,
-        allows_sigterm: bool = True,
-        allows_sigkill: bool = True,
-    ) -> None:
+    killpath: tuple[str, ...] = ()
+    killpath_pid: bool = False
+    allows_sigterm: bool = True
+    allows_sigkill: bool = True
+
+
+class Process:
+    """A process that must be stopped when its lockspace fails."""
+
+    def __init__(self, handle: int, pid: int, wishes: Wishes) -> None:
         if pid <= 0:
             raise ConfigError("pid", f"{pid} is not one process")
         self.handle = handle
         self.pid = pid
-        self.killpath = tuple(killpath)
-        self.killpath_pid = killpath_pid
-        self.allows_sigterm = allows_sigterm
-        self.allows_sigkill = allows_sigkill
+        self.wishes = wishes
         try:
-            self._pidfd = os.pidfd_open(pid)
+            self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             raise ConfigError("pid", f"there is no process {pid}") from None
 
     @property
     def is_alive(self) -> bool:
         """Tell whether the process runs; a zombie does not."""
-        if self._pidfd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return not poll.poll(0)
+        return not self.wait(0)
 
     def signal(self, number: int) -> bool:
         """Send a signal; False when the process is gone, or has ended and is not reaped yet."""
         if not self.is_alive:
             return False
         try:
-            signal.pidfd_send_signal(self._pidfd, number)
+            signal.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:
             return False
         except PermissionError as error:
             _log.error("signal_refused pid=%d signal=%d error=%s", self.pid, number, error)
-            return self.is_alive
+        else:
+            _log.warning("process_signalled pid=%d signal=%d", self.pid, number)
         return True
 
-    def run_killpath(self) -> bool:
-        """Start the killpath program without waiting for it; False when it cannot be started."""
-        arguments = [*self.killpath, *([str(self.pid)] if self.killpath_pid else [])]
-        try:
-            child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, close_fds=True)
-        except OSError as error:
-            _log.error("killpath_failed pid=%d program=%s error=%s", self.pid, arguments[0], error)
+    def run_killpath(self, failed: Callable[[], None]) -> bool:
+        """Start the killpath program without waiting for it; `failed` is called if it does not.
+
+        On a thread of its own: loading a program can take as long as the disk that it lies on.
+        """
+        command = [*self.wishes.killpath, *([str(self.pid)] if self.wishes.killpath_pid else [])]
+        if not command:
             return False
-        threading.Thread(target=child.wait, name="paxoslease-killpath", daemon=True).start()
+
+        def run() -> None:
+            try:
+                status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+            except OSError as error:
+                _log.error(
+                    "killpath_failed pid=%d program=%s error=%s", self.pid, command[0], error
+                )
+                failed()
+            else:
+                _log.warning("killpath_ended pid=%d status=%d", self.pid, status)
+
+        _log.warning("killpath_started pid=%d program=%s", self.pid, command[0])
+        threading.Thread(target=run, name="paxoslease-killpath", daemon=True).start()
         return True
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the process has ended; False at the time-out."""
-        if self._pidfd < 0:
+        if self.pidfd < 0:
             return True
         poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
+        poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
     def close(self) -> None:
         """Stop following the process."""
-        if self._pidfd >= 0:
-            os.close(self._pidfd)
-            self._pidfd = -1
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
 
 class Processes:
@@ -105,34 +113,18 @@ class Processes:
         self._by_handle: dict[int, Process] = {}
         self._next = 1
 
-    def add(
-        self,
-        pid: int,
-        *,
-        killpath: Sequence[str] = (),
-        killpath_pid: bool = False,
-        allows_sigterm: bool = True,
-        allows_sigkill: bool = True,
-    ) -> Process:
+    def add(self, pid: int, wishes: Wishes) -> Process:
         """Follow a process. Raises ConfigError when there is none of that number."""
         with self._lock:
-            process = Process(
-                self._next,
-                pid,
-                killpath=killpath,
-                killpath_pid=killpath_pid,
-                allows_sigterm=allows_sigterm,
-                allows_sigkill=allows_sigkill,
-            )
+            process = Process(self._next, pid, wishes)
             self._by_handle[process.handle] = process
             self._next += 1
         return process
 
     def remove(self, process: Process) -> None:
-        """Stop following a process."""
+        """Stop following a process; its descriptor is closed by whoever watches it."""
         with self._lock:
             self._by_handle.pop(process.handle, None)
-        process.close()
 
     def get(self, handle: int) -> Process | None:
         """Return the process of a handle, None when it is not followed any more."""

@@ -32,9 +32,10 @@ _log = logging.getLogger(__name__)
 
 WDMD_SOCKET: Final = "/run/wdmd/wdmd.sock"
 MARKER_DIRECTORY: Final = "/run/paxoslease"
+_REPLY_S: Final = 2.0
 
 _WDMD_MESSAGE: Final = struct.Struct("=IIIIIIQQQ128s")
-_REGISTER, _REFCOUNT_SET, _REFCOUNT_CLEAR, _TEST_LIVE, _STATUS = 1, 2, 3, 4, 5
+_REGISTER, _REFCOUNT_SET, _REFCOUNT_CLEAR, _TEST_LIVE, _STATUS, _OPEN_WATCHDOG = 1, 2, 3, 4, 5, 7
 assert _WDMD_MESSAGE.size == 176
 
 _WDIOC_SETTIMEOUT: Final = 0xC0045706
@@ -109,11 +110,14 @@ class WdmdWatchdog(Watchdog):
 
     def connect(self) -> None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        connection.settimeout(5.0)
+        connection.settimeout(_REPLY_S)
         try:
             connection.connect(self._path)
             self._socket = connection
-            fire_timeout_s = self._ask_fire_timeout()
+            fire_timeout_s = self._ask_fire_timeout(_STATUS)
+            if fire_timeout_s != self._fire_timeout_s:
+                # Newer ones open the device when they are asked to, with the time-out asked for.
+                fire_timeout_s = self._ask_fire_timeout(_OPEN_WATCHDOG) or fire_timeout_s
         except OSError as error:
             connection.close()
             self._socket = None
@@ -124,22 +128,28 @@ class WdmdWatchdog(Watchdog):
                 f"wdmd fires after {fire_timeout_s} s, this lockspace needs {self._fire_timeout_s}"
             )
 
-    def _ask_fire_timeout(self) -> int:
+    def _ask_fire_timeout(self, command: int) -> int:
+        """Return the time-out that a reply names, 0 when there is no reply."""
         assert self._socket is not None
-        self._send(_STATUS)
+        self._send(command)
         reply = b""
         while len(reply) < _WDMD_MESSAGE.size:
-            part = self._socket.recv(_WDMD_MESSAGE.size - len(reply))
+            try:
+                part = self._socket.recv(_WDMD_MESSAGE.size - len(reply))
+            except TimeoutError:
+                return 0
             if not part:
                 raise self._error(f"wdmd at {self._path} closed the connection")
             reply += part
         return int(_WDMD_MESSAGE.unpack(reply)[5])
 
     def _send(self, command: int, renewal_s: int = 0, expire_s: int = 0) -> None:
+        """Send one message. Raises WatchdogError; half a message would be worse than none."""
         if self._socket is None:
             raise self._error("the connection to wdmd is gone")
         name = self._name[:127]
-        message = _WDMD_MESSAGE.pack(0, command, 0, 0, 0, 0, 0, renewal_s, expire_s, name)
+        wanted_s = self._fire_timeout_s if command == _OPEN_WATCHDOG else 0
+        message = _WDMD_MESSAGE.pack(0, command, 0, 0, 0, wanted_s, 0, renewal_s, expire_s, name)
         try:
             sent = self._socket.send(message, socket.MSG_NOSIGNAL)
         except OSError as error:
@@ -209,14 +219,18 @@ class Device:
 class DeviceOwner:
     """Owns a watchdog device for all memberships of this process.
 
-    A thread pets it every min(10, W/6) seconds while every armed membership has more left.
-    When one has not, the device is closed without 'V': the kernel counts on, and resets the host
-    within W. That is no later than the membership's expiry + W. If the membership recovers (its
+    A thread pets it every min(10, W/6) seconds while every armed membership has more left than one
+    such interval. As soon as one has not, the device is closed without 'V': the kernel pings once
+    more and counts on, and resets the host within W, no later than the membership's expiry + W. If
+    the thread comes too late for that (it was starved), the device stays open and is not petted
+    any more: the last ping is older than a close would make it. If the membership ends well (its
     processes are gone, it disarms), the device is opened again.
 
     A process that dies with the device open makes the kernel ping once more; a successor in the
     same boot must not ping again, so a marker outside of the process says that the device is, or
     was, in use in this boot.
+
+    Source: spec/timing-and-recovery.md 4.2.
     """
 
     def __init__(
@@ -238,52 +252,60 @@ class DeviceOwner:
         self._expiries: dict[int, int] = {}
         self._users = 0
         self._is_open = False
-        self._stop = threading.Event()
+        self._is_petted = False
+        self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Open the device for one more membership. Raises OSError, ValueError (time-out)."""
         with self._lock:
-            self._users += 1
-            if self._users > 1:
-                return
-            try:
+            if not self._users:
                 self._refuse_after_unclean_end()
                 self._open()
-            except BaseException:
-                self._users -= 1
-                raise
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="paxoslease-watchdog", daemon=True)
-        self._thread.start()
+                self._thread = threading.Thread(
+                    target=self._run, name="paxoslease-watchdog", daemon=True
+                )
+                self._thread.start()
+            self._users += 1
 
     def _refuse_after_unclean_end(self) -> None:
         if self._marker.exists() and self._marker.read_text() == self._boot_id():
             raise ValueError(
-                f"a process that used {self.device.path} ended uncleanly in this boot; opening it "
-                "again would put off the reset that may be due"
+                f"{self.device.path} is in use, or a process that used it ended uncleanly in this "
+                "boot; opening it again would put off the reset that may be due"
             )
 
     def _open(self) -> None:
         self._marker.parent.mkdir(parents=True, exist_ok=True)
         self._marker.write_text(self._boot_id())
-        in_force_s = self.device.open(self.fire_timeout_s)
-        self._is_open = True
+        try:
+            in_force_s = self.device.open(self.fire_timeout_s)
+        except OSError:
+            if not self._users:
+                self._marker.unlink()
+            raise
+        self._is_open = self._is_petted = True
         if in_force_s != self.fire_timeout_s:
-            self.device.close(disarm=True)
-            self._is_open = False
+            self._close(disarm=True)
             self._marker.unlink()
             raise ValueError(f"{self.device.path} fires after {in_force_s} s and cannot be set")
+
+    def _close(self, *, disarm: bool) -> None:
+        if self._is_open:
+            self.device.close(disarm=disarm)
+        self._is_open = self._is_petted = False
 
     def arm(self, user: int, expire_us: int) -> None:
         """Note until when a membership is good."""
         with self._lock:
             self._expiries[user] = expire_us
+        self._changed.set()
 
     def disarm(self, user: int) -> None:
         """Forget a membership: nothing of it runs any more."""
         with self._lock:
             self._expiries.pop(user, None)
+        self._changed.set()
 
     def end(self) -> None:
         """Close the device for one membership; the last disarms it if nothing is armed."""
@@ -291,45 +313,60 @@ class DeviceOwner:
             self._users -= 1
             if self._users:
                 return
-            self._stop.set()
             clean = not self._expiries
-            if self._is_open:
-                self.device.close(disarm=clean)
-                self._is_open = False
+            if clean and not self._is_open:
+                # It was closed to fire; what it was to end has ended by itself.
+                self._open()
+            self._close(disarm=clean)
             if clean:
                 self._marker.unlink(missing_ok=True)
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+            thread, self._thread = self._thread, None
+        self._changed.set()
+        if thread is not None:
+            thread.join()
 
-    def test(self) -> None:
-        """Pet, or stop petting: what the thread does at every interval."""
+    def test(self) -> int:
+        """Pet, or stop petting: what the thread does again and again.
+
+        Returns after how many us it wants to be called again, at the latest.
+        """
         with self._lock:
             if not self._users:
-                return
+                return self.interval_us
             now = self._clock_us()
-            good = all(now < expire - self.interval_us for expire in self._expiries.values())
-            if good and not self._is_open:
-                self._open()
-                _log.warning("watchdog_reopened device=%s", self.device.path)
-            if good:
+            earliest = min(self._expiries.values(), default=now + 2 * self.interval_us)
+            left = earliest - self.interval_us - now
+            if left > 0:
+                if not self._is_open:
+                    self._open()
+                    _log.warning("watchdog_reopened device=%s", self.device.path)
                 self.device.keepalive()
-            elif self._is_open:
-                self.device.close(disarm=False)
-                self._is_open = False
+                self._is_petted = True
+                return min(left, self.interval_us)
+            if self._is_petted:
+                self._is_petted = False
+                if now < earliest:
+                    self._close(disarm=False)
                 _log.critical(
                     "watchdog_abandoned device=%s: the host will be reset in %d s",
                     self.device.path,
                     self.fire_timeout_s,
                 )
+            return self.interval_us
 
     def _run(self) -> None:
-        while not self._stop.wait(self.interval_us / SECOND_US):
+        thread = threading.current_thread()
+        while True:
+            self._changed.clear()
+            if self._thread is not thread:
+                return
+            wait_us = self.interval_us
             try:
-                self.test()
+                wait_us = self.test()
             except (OSError, ValueError) as error:
                 # Not petted: the reset that follows is what the watchdog is for.
                 _log.critical("watchdog_failed device=%s error=%s", self.device.path, error)
+            self._changed.wait(wait_us / SECOND_US)
 
 
 class DeviceWatchdog(Watchdog):

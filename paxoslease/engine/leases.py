@@ -1,0 +1,359 @@
+"""The leases that this process holds in one lockspace: who uses which, and when they are lost.
+
+A lease has one user per host: what is being acquired, held or released here cannot be had a second
+time (LeaseBusy). A lease that is lost stays in the registry until its user has given it back, since
+until then nobody knows that he has stopped.
+
+`_lock` protects the registry and is never held across I/O. Losing happens in one critical section:
+after it no lease can become held, and every one that is held is marked.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from paxoslease.disk.direct import DirectFile
+from paxoslease.disk.layout import Area, default_sizes
+from paxoslease.engine.operation import Operation, now_us
+from paxoslease.errors import Cancelled, LeaseBusy, LeaseLost, LockspaceFailed, PaxosleaseError
+from paxoslease.protocol import leases as protocol
+from paxoslease.protocol.contention import NO_TURN, Turn, acquire_waiting, turn_after
+from paxoslease.protocol.disks import Claim, Resource
+from paxoslease.protocol.effects import Protocol
+from paxoslease.protocol.leases import Lease
+from paxoslease.protocol.paxos import ANYTHING, Want
+
+if TYPE_CHECKING:
+    from paxoslease.engine.host import Membership
+
+T = TypeVar("T")
+
+TURNS: Final = 1024
+
+
+class Lost:
+    """An event that comes at most once: a lease or a membership is lost. Thread-safe."""
+
+    __slots__ = ("_event", "reason")
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.reason = ""
+
+    def set(self, reason: str) -> None:
+        """Make it happen; the first reason counts."""
+        if not self._event.is_set():
+            self.reason = reason
+            self._event.set()
+
+    def is_set(self) -> bool:
+        """Tell whether it has happened."""
+        return self._event.is_set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for it; True when it has happened, False at the time-out."""
+        return self._event.wait(timeout_s)
+
+
+class Phase(Enum):
+    """What this host does with a lease."""
+
+    ACQUIRING = "being acquired"
+    HELD = "held"
+    CONVERTING = "being converted"
+    RELEASING = "being released"
+    GONE = "not held"
+
+
+class Holding:
+    """One lease in the registry.
+
+    files: the open files of its disks and of the lockspace, by path; paths: those to give back.
+    is_unwanted: whoever asked for it does not want it any more, it is released once acquired.
+    """
+
+    __slots__ = (
+        "files",
+        "is_unwanted",
+        "lease",
+        "lost",
+        "name",
+        "operation",
+        "paths",
+        "phase",
+    )
+
+    def __init__(self, name: bytes, paths: tuple[str, ...]) -> None:
+        self.name = name
+        self.paths = paths
+        self.phase = Phase.ACQUIRING
+        self.lost = Lost()
+        self.is_unwanted = False
+        self.files: Mapping[str, DirectFile] = {}
+        self.lease: Lease | None = None
+        self.operation: Operation[Any] | None = None  # the last thing that was done with it
+
+
+class Leases:
+    """The registry of one membership. Its methods may be called by any thread."""
+
+    def __init__(self, membership: Membership, used_changed: Callable[[], None]) -> None:
+        self.lost = Lost()
+        self._membership = membership
+        self._engine = membership.engine
+        self._lockspace = membership.lockspace
+        self._used_changed = used_changed
+        self._lock = threading.Lock()
+        self._holdings: dict[bytes, Holding] = {}
+        self._turns: OrderedDict[bytes, Turn] = OrderedDict()
+        self._is_closed = False
+
+    def lose(self, reason: str) -> bool:
+        """Mark all leases as lost, for ever; False when they were already."""
+        with self._lock:
+            if self.lost.is_set():
+                return False
+            for holding in self._holdings.values():
+                holding.lost.set(reason)
+            self.lost.set(reason)
+        return True
+
+    @property
+    def are_used(self) -> bool:
+        """Tell whether any lease is held or worked on in this process."""
+        return bool(self._holdings)
+
+    # -- acquiring -------------------------------------------------------------------------------
+
+    def start_acquire(
+        self,
+        name: bytes,
+        places: Sequence[tuple[str, int]],
+        *,
+        shared: bool,
+        wait_us: int | None,
+        want: Want = ANYTHING,
+    ) -> Holding:
+        """Begin to acquire; opens the files. `operation` of the result is to be waited for.
+
+        Raises LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed.
+        """
+        self._membership.member.standing(now_us())
+        holding = Holding(name, tuple(path for path, _ in places))
+        with self._lock:
+            if self._is_closed:
+                raise LockspaceFailed(self._lockspace, "it is being left")
+            present = self._holdings.get(name)
+            if present is not None:
+                raise LeaseBusy(self._lockspace, name, present.phase.value)
+            self._holdings[name] = holding
+            if self.lost.is_set():
+                holding.lost.set(self.lost.reason)
+            turn = self._turns.get(name, NO_TURN)
+        try:
+            claim = self._claim(holding, places)
+        except BaseException:
+            holding.paths = ()
+            self._remove(holding)
+            raise
+        until_us = None if wait_us is None else now_us() + wait_us
+        attempt = acquire_waiting(claim, until_us, shared=shared, want=want, turn=turn)
+        self._start(holding, self._acquire(holding, attempt))
+        return holding
+
+    def _claim(self, holding: Holding, places: Sequence[tuple[str, int]]) -> Claim:
+        """Open the files of a holding and return the claim on its resource.
+
+        The sizes are assumed to be the lockspace's; the protocol adopts those of the lease.
+        """
+        member = self._membership.member
+        held: list[DirectFile] = []
+        try:
+            for path in holding.paths:
+                held.append(self._engine.files.hold(path))
+        except BaseException:
+            for file in held:
+                self._engine.files.drop(file.path)
+            raise
+        holding.files = {file.path: file for file in (*held, self._membership.file)}
+        sizes = member.space.area.sizes
+        coarse = max(file.sector_size for file in held)
+        if sizes.sector_size < coarse:
+            sizes = default_sizes(coarse)
+        resource = Resource(
+            holding.name, tuple(Area(path, offset, sizes) for path, offset in places)
+        )
+        return Claim(member.space, resource, member.timing, member.host_id)
+
+    def _acquire(self, holding: Holding, attempt: Protocol[Lease]) -> Protocol[None]:
+        """Acquire, and attach the lease in one step with the check that the lockspace is good."""
+        try:
+            lease = yield from attempt
+        except BaseException:
+            self._remove(holding)
+            raise
+        operation = holding.operation
+        assert operation is not None
+        with self._lock:
+            holding.lease = lease
+            # Told already: the caller got the error of a write that came back late after all.
+            wanted = not holding.is_unwanted and not operation.done
+            holding.phase = Phase.HELD if wanted else Phase.RELEASING
+        if not wanted:
+            yield from self._give_back(holding, lease, None, None)
+            raise Cancelled
+        if holding.lost.is_set():
+            self._remove(holding)
+            raise LeaseLost(self._lockspace, holding.name, holding.lost.reason)
+
+    def give_up(self, holding: Holding) -> Operation[Any] | None:
+        """Release what is held or comes of what is under way; nobody wants it any more.
+
+        Returns the operation after whose end nothing is left of it.
+        """
+        with self._lock:
+            holding.is_unwanted = True
+            operation = holding.operation
+            is_held = holding.phase is Phase.HELD
+        if is_held:
+            return self.start_release(holding)
+        if operation is not None:
+            operation.cancel()
+        return operation
+
+    def close(self) -> list[tuple[bytes, Operation[Any]]]:
+        """Let no lease be had any more, and begin to release or forget all that there are.
+
+        Returns what is to be waited for. Whoever still uses one of them learns that it is lost.
+        """
+        with self._lock:
+            self._is_closed = True
+            present = list(self._holdings.values())
+        running: list[tuple[bytes, Operation[Any]]] = []
+        for holding in present:
+            if holding.lost.is_set():
+                self.forget(holding)
+            elif holding.phase is Phase.HELD:
+                running.append((holding.name, self.start_release(holding)))
+                holding.lost.set("its lockspace is being left")
+            else:
+                operation = self.give_up(holding)
+                if operation is not None:
+                    running.append((holding.name, operation))
+        return running
+
+    # -- what is held ----------------------------------------------------------------------------
+
+    def check(self, holding: Holding) -> Lease:
+        """Return the lease of a holding that is good. Raises LeaseLost, LeaseBusy."""
+        if holding.lost.is_set():
+            raise LeaseLost(self._lockspace, holding.name, holding.lost.reason)
+        if holding.phase is Phase.GONE or holding.lease is None:
+            raise LeaseLost(self._lockspace, holding.name, "it was released")
+        if holding.phase is not Phase.HELD:
+            raise LeaseBusy(self._lockspace, holding.name, holding.phase.value)
+        return holding.lease
+
+    def start_on_lease(
+        self, holding: Holding, make: Callable[[Lease], Protocol[T]]
+    ) -> Operation[T]:
+        """Run a protocol that leaves the lease as it is. Raises LeaseLost, LeaseBusy."""
+        work = make(self.check(holding))
+        return self._engine.requests.start(work, holding.files, self._membership)
+
+    def start_convert(
+        self, holding: Holding, make: Callable[[Lease], Protocol[Lease]], *, gives_up: bool
+    ) -> Operation[None]:
+        """Run a protocol whose result is the lease from now on. Raises LeaseLost, LeaseBusy.
+
+        gives_up: an error of the protocol means that it has given the lease up.
+        """
+        with self._lock:
+            lease = self.check(holding)
+            holding.phase = Phase.CONVERTING
+            work = self._convert(holding, make(lease), gives_up)
+            return self._start(holding, work)
+
+    def _convert(
+        self, holding: Holding, conversion: Protocol[Lease], gives_up: bool
+    ) -> Protocol[None]:
+        try:
+            lease = yield from conversion
+        except PaxosleaseError as error:
+            if gives_up or isinstance(error, LockspaceFailed):
+                holding.lost.set(str(error))
+                self._remove(holding)
+                raise
+            with self._lock:
+                holding.phase = Phase.HELD
+            failure: PaxosleaseError | None = error
+        else:
+            with self._lock:
+                holding.lease = lease
+                holding.phase = Phase.HELD
+            failure = None
+        if holding.is_unwanted:
+            assert holding.lease is not None
+            yield from self._give_back(holding, holding.lease, None, None)
+        if failure is not None:
+            raise failure
+
+    # -- releasing -------------------------------------------------------------------------------
+
+    def start_release(
+        self, holding: Holding, lvb: bytes | None = None, new_name: bytes | None = None
+    ) -> Operation[PaxosleaseError | None]:
+        """Begin to release a lease whose user has stopped. Raises LeaseLost, LeaseBusy."""
+        with self._lock:
+            lease = self.check(holding)
+            holding.phase = Phase.RELEASING
+            work = self._give_back(holding, lease, lvb, new_name)
+            return self._start(holding, work)
+
+    def _start(self, holding: Holding, work: Protocol[T]) -> Operation[T]:
+        """Run the one thing that is done with a lease now."""
+        operation = Operation(self._engine.requests, work, holding.files, self._membership)
+        holding.operation = operation
+        self._engine.requests.post(operation)
+        return operation
+
+    def _give_back(
+        self, holding: Holding, lease: Lease, lvb: bytes | None, new_name: bytes | None
+    ) -> Protocol[PaxosleaseError | None]:
+        try:
+            refused = yield from protocol.release(lease, lvb=lvb, new_name=new_name)
+        except LockspaceFailed:
+            self._remove(holding)
+            raise
+        except PaxosleaseError:
+            holding.phase = Phase.HELD  # the LVB could not be written: held as before
+            raise
+        with self._lock:
+            self._turns[holding.name] = turn_after(lease, now_us())
+            self._turns.move_to_end(holding.name)
+            if len(self._turns) > TURNS:
+                self._turns.popitem(last=False)
+        self._remove(holding)
+        return refused
+
+    def forget(self, holding: Holding) -> None:
+        """Drop a lost lease from the registry: its user has stopped.
+
+        The disk is left to those who take over.
+        """
+        self._remove(holding)
+
+    def _remove(self, holding: Holding) -> None:
+        with self._lock:
+            if holding.phase is Phase.GONE:
+                return
+            holding.phase = Phase.GONE
+            del self._holdings[holding.name]
+        for path in holding.paths:
+            self._engine.files.drop(path)
+        if self.lost.is_set():
+            self._used_changed()
