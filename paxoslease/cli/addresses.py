@@ -90,7 +90,7 @@ def name(text: str) -> str:
     try:
         check_name("name", text)
     except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        raise argparse.ArgumentTypeError(error.reason) from None
     return text
 
 

@@ -36,7 +36,7 @@ class Exit(IntEnum):
     STORAGE = 3  # a device or file, or what is on it
     BUSY = 4  # somebody else holds the lease or the host id
     LOST = 5  # a lease was lost while it was held; the command was stopped
-    INTERRUPTED = 130  # SIGINT
+    INTERRUPTED = 130  # SIGINT; other signals accordingly, see interrupts.py
 
 
 EXIT_HELP = """exit codes:
@@ -46,7 +46,7 @@ EXIT_HELP = """exit codes:
   3    a device, a file, or what is on it cannot be used
   4    another host holds the lease or the host id
   5    a lease was lost while it was held; what it guarded was stopped
-  130  interrupted"""
+  130  interrupted (SIGINT); 143 by SIGTERM, 129 by SIGHUP"""
 
 
 def exit_of(error: PaxosleaseError) -> Exit:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from paxoslease.cli.addresses import Place, name, place
 from paxoslease.cli.exits import Exit
+from paxoslease.cli.interrupts import interrupts
 from paxoslease.cli.options import add_json, add_membership
 from paxoslease.cli.output import print_json, print_table
 
@@ -45,17 +46,21 @@ def _joined(arguments: argparse.Namespace) -> Iterator[Lockspace]:
     import paxoslease
 
     space = arguments.lockspace
-    with paxoslease.join(
-        space.path,
-        space.name,
-        arguments.host_id,
-        offset=space.offset,
-        host_name=arguments.host_name,
-        io_timeout=arguments.io_timeout,
-        watchdog=arguments.watchdog,
-        watchdog_fire_timeout=arguments.watchdog_fire_timeout,
-    ) as lockspace:
-        yield lockspace
+    with interrupts.deferred():
+        with interrupts.interruptible():
+            lockspace = paxoslease.join(
+                space.path,
+                space.name,
+                arguments.host_id,
+                offset=space.offset,
+                host_name=arguments.host_name,
+                io_timeout=arguments.io_timeout,
+                watchdog=arguments.watchdog,
+                watchdog_fire_timeout=arguments.watchdog_fire_timeout,
+            )
+        with lockspace:
+            interrupts.check()
+            yield lockspace
 
 
 def _create(arguments: argparse.Namespace) -> int:

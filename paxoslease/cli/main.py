@@ -12,6 +12,8 @@ from typing import NoReturn
 
 from paxoslease import __version__
 from paxoslease.cli.exits import EXIT_HELP, Exit, exit_of
+from paxoslease.cli.interrupts import Interrupted, interrupts
+from paxoslease.cli.logs import log_to_stderr
 from paxoslease.cli.output import print_error
 from paxoslease.errors import PaxosleaseError
 
@@ -37,11 +39,22 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         suggestion = self._suggestion(message)
-        self.print_usage(sys.stderr)
-        sys.stderr.write(f"{self.prog}: {message}\n")
-        if suggestion:
-            sys.stderr.write(f"  hint: did you mean '{suggestion}'?\n")
+        hint = (
+            f"did you mean '{suggestion}'?"
+            if suggestion
+            else f"`{self.prog} --help` shows what can be given"
+        )
+        sys.stderr.write(f"{self.prog}: {message}\n  hint: {hint}\n")
         sys.exit(Exit.USAGE)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse what is not known here, where the options that were meant are known."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
 
     def _suggestion(self, message: str) -> str:
         wrong = message.split("invalid choice: ", 1)
@@ -76,20 +89,25 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code; see `exits.py`."""
     parsed = build_parser().parse_args(arguments)
+    log_to_stderr()
     try:
-        code: int = parsed.run(parsed)
-        sys.stdout.flush()
-        return code
+        with interrupts.caught():
+            code: int = parsed.run(parsed)
+            sys.stdout.flush()
+            return code
     except PaxosleaseError as error:
         print_error(error, as_json=getattr(parsed, "json", False))
         return exit_of(error)
-    except KeyboardInterrupt:
+    except Interrupted as interrupted:
         sys.stderr.write("paxoslease: interrupted\n")
-        return Exit.INTERRUPTED
+        return interrupted.exit_code
     except BrokenPipeError:
         # The reader of our output is gone; end as if the signal had not been ignored by Python.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.raise_signal(signal.SIGPIPE)
+        return Exit.FAILED
+    except OSError as error:
+        sys.stderr.write(f"paxoslease: {error}\n")
         return Exit.FAILED
 
 

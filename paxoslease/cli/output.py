@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from paxoslease.disk.records import cut_name
-from paxoslease.errors import PaxosleaseError
+from paxoslease.disk.records import (
+    CLEARED_MAGIC,
+    DELTA_MAGIC,
+    PAXOS_MAGIC,
+    RINDEX_MAGIC,
+    cut_name,
+)
+from paxoslease.errors import BadRecord, DiskError, PaxosleaseError, WaitTimeout
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Json = Mapping[str, object]
+
+_DISK_HINTS = {
+    errno.ENOENT: "look at how the path is written; only `format` creates files",
+    errno.ENXIO: "the device is not there (any more)",
+    errno.EACCES: "run it as a user who may write there, such as root",
+    errno.EPERM: "run it as a user who may write there, such as root",
+    errno.EROFS: "the file system is mounted read-only",
+    errno.ENOSPC: "make room on the file system, or choose another place",
+    errno.EDQUOT: "make room on the file system, or choose another place",
+    errno.EISDIR: "name a device or a file in it",
+    errno.ENOTDIR: "look at how the path is written",
+}
+_MAGIC_HINTS = {
+    f"{DELTA_MAGIC:#010x}": "there is a lockspace at this place; look at the path and offset",
+    f"{PAXOS_MAGIC:#010x}": "there is a resource at this place; look at the path and offset",
+    f"{CLEARED_MAGIC:#010x}": "there is a deleted resource at this place",
+    f"{RINDEX_MAGIC:#010x}": "there is a resource index at this place; look at the path and offset",
+}
 
 
 def console(*, to_stderr: bool = False) -> Console:
@@ -70,7 +95,7 @@ def error_as_json(error: PaxosleaseError) -> Json:
         "error": type(error).__name__,
         "code": error.code,
         "message": str(error),
-        "hint": error.hint,
+        "hint": hint_of(error),
         **fields,
     }
 
@@ -87,5 +112,19 @@ def print_error(error: PaxosleaseError, *, as_json: bool) -> None:
         print_json(error_as_json(error))
         return
     sys.stderr.write(f"paxoslease: {error} (code {error.code})\n")
-    if error.hint:
-        sys.stderr.write(f"  hint: {error.hint}\n")
+    hint = hint_of(error)
+    if hint:
+        sys.stderr.write(f"  hint: {hint}\n")
+
+
+def hint_of(error: PaxosleaseError) -> str:
+    """Return what to do about an error: more to the point than its class knows, where possible."""
+    if isinstance(error, WaitTimeout):
+        return error.hint
+    if isinstance(error, DiskError):
+        return _DISK_HINTS.get(error.errno, error.hint)
+    if isinstance(error, BadRecord) and error.field == "magic":
+        return _MAGIC_HINTS.get(str(error.found), "nothing of paxoslease or sanlock is there")
+    if isinstance(error, BadRecord) and error.field == "checksum":
+        return "the record is damaged: `paxoslease check PATH` says what else is"
+    return error.hint

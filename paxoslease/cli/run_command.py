@@ -18,15 +18,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from paxoslease.cli import launch
 from paxoslease.cli.addresses import NamedPlace, named_place
 from paxoslease.cli.exits import EXIT_HELP, Exit
+from paxoslease.cli.interrupts import interrupts
 from paxoslease.cli.options import add_json, add_membership, add_wait
-from paxoslease.errors import Cancelled, ConfigError
+from paxoslease.errors import ConfigError
 
 if TYPE_CHECKING:
     from paxoslease import Lease, Lockspace
-
-_POLL_S = 0.2
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -56,33 +56,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.set_defaults(run=run)
 
 
-class _Interrupt:
-    """SIGINT and SIGTERM before the command runs end the attempt; later they go to the command."""
-
-    def __init__(self) -> None:
-        self.child: subprocess.Popen[bytes] | None = None
-        self.signal: int | None = None
-
-    def handle(self, number: int, _frame: object) -> None:
-        self.signal = number
-        if self.child is not None:
-            self.child.send_signal(number)
-        else:
-            raise Cancelled
-
-
-@contextmanager
-def _signals() -> Iterator[_Interrupt]:
-    interrupt = _Interrupt()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupt.handle) for number in numbers}
-    try:
-        yield interrupt
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Run the command under its leases."""
     import paxoslease
@@ -91,64 +64,72 @@ def run(arguments: argparse.Namespace) -> int:
     if program is None:
         raise ConfigError("COMMAND", f"'{arguments.argv[0]}' is no program that can be run")
     space: NamedPlace = arguments.lockspace
-    with _signals() as interrupt:
-        with ExitStack() as stack:
-            lockspace = stack.enter_context(
-                paxoslease.join(
-                    space.path,
-                    space.name,
-                    arguments.host_id,
-                    offset=space.offset,
-                    host_name=arguments.host_name,
-                    io_timeout=arguments.io_timeout,
-                    watchdog=arguments.watchdog,
-                    watchdog_fire_timeout=arguments.watchdog_fire_timeout,
-                )
+    with interrupts.deferred(), ExitStack() as stack:
+        with interrupts.interruptible():
+            lockspace = paxoslease.join(
+                space.path,
+                space.name,
+                arguments.host_id,
+                offset=space.offset,
+                host_name=arguments.host_name,
+                io_timeout=arguments.io_timeout,
+                watchdog=arguments.watchdog,
+                watchdog_fire_timeout=arguments.watchdog_fire_timeout,
             )
-            leases = _acquire(stack, lockspace, arguments)
-            code = _supervise(lockspace, leases, [program, *arguments.argv[1:]], interrupt)
-        return code
+        stack.enter_context(lockspace)
+        leases = _acquire(stack, lockspace, arguments)
+        interrupts.check()
+        return _supervise(lockspace, leases, [program, *arguments.argv[1:]])
 
 
 def _acquire(stack: ExitStack, lockspace: Lockspace, arguments: argparse.Namespace) -> list[Lease]:
     until = time.monotonic() + arguments.wait
     leases = []
     for resource in arguments.resource:
-        lease = lockspace.lease(
-            resource.name,
-            resource.path,
-            offset=resource.offset,
-            shared=arguments.shared,
-            wait=max(0.0, until - time.monotonic()) if arguments.wait else 0,
-        )
+        interrupts.check()
+        with interrupts.interruptible():
+            lease = lockspace.lease(
+                resource.name,
+                resource.path,
+                offset=resource.offset,
+                shared=arguments.shared,
+                wait=max(0.0, until - time.monotonic()) if arguments.wait else 0,
+            )
         leases.append(stack.enter_context(lease))
     return leases
 
 
-def _supervise(
-    lockspace: Lockspace, leases: list[Lease], argv: list[str], interrupt: _Interrupt
-) -> int:
+def _supervise(lockspace: Lockspace, leases: list[Lease], argv: list[str]) -> int:
     """Start the command, wait for its end, and return the exit code to pass on."""
     environment = dict(os.environ)
     for index, lease in enumerate(leases, 1):
         environment[f"PAXOSLEASE_TOKEN_{index}"] = str(lease.fencing_token)
-    # The child has its own process group, so that a terminal's SIGINT reaches it once, through us.
-    child = subprocess.Popen(argv, env=environment, process_group=0)
-    interrupt.child = child
-    guard = lockspace.guard(child)
-    try:
-        while True:
-            try:
-                status = child.wait(_POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-        guard.close()
+    # A process group of its own: a signal of the terminal reaches the command once, and stopping
+    # its keeper with Ctrl-Z, which would go on without renewals, is not possible by accident.
+    launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid())]
+    with _terminal_back():
+        child = subprocess.Popen([*launcher, *argv], env=environment, process_group=0)
+        with lockspace.guard(child), interrupts.forwarded(child):
+            if lockspace.lost.is_set():
+                child.kill()  # it began too late to be among those that recovery stops
+            status = child.wait()
     if lockspace.lost.is_set():
         sys.stderr.write(f"paxoslease: {lockspace.lost.reason}; the command was stopped\n")
         return Exit.LOST
     return 128 - status if status < 0 else status
+
+
+@contextmanager
+def _terminal_back() -> Iterator[None]:
+    """Bring this process to the foreground of its terminal again, when the command has ended."""
+    try:
+        is_ours = os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # standard input is no terminal of ours
+        is_ours = False
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            os.tcsetpgrp(0, os.getpgrp())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
