@@ -139,7 +139,7 @@ def _done(running: tuple[str, Area, Any]) -> tuple[str, str, int]:
 def _finish(running: list[tuple[str, Area, Any]]) -> None:
     """Wait for writes that are still under way after an error or an early end."""
     for _, _, operation in running:
-        operation.exception()
+        operation.future.exception()
 
 
 def format_index(
@@ -231,6 +231,9 @@ def _create(path: str) -> bool:
     """Create a file that is not there; True when it was created."""
     if os.path.exists(path):
         return False
+    if os.path.realpath(path).startswith("/dev/") and not _is_on_shm(path):
+        # A mistyped device must not become a file in memory that looks like one.
+        raise DiskError(path, 0, "open", errno.ENOENT, os.strerror(errno.ENOENT))
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
@@ -238,6 +241,10 @@ def _create(path: str) -> bool:
     except OSError as error:
         raise DiskError(path, 0, "create", error.errno or 0, error.strerror or "") from error
     return True
+
+
+def _is_on_shm(path: str) -> bool:
+    return os.path.realpath(path).startswith("/dev/shm/")
 
 
 def _lock(fd: int, path: str, offset: int) -> None:
@@ -260,23 +267,9 @@ def _refuse_used(fd: int, path: str, areas: list[Area], size: int, is_file: bool
             if chunk.count(0) != len(chunk):
                 raise DeviceInUse(path, area.offset, _what_is_there(fd, area.offset))
             at += max(1, len(chunk))
-    found = _signature(path) or ("" if is_file else _user_of(path))
-    if found:
-        raise DeviceInUse(path, 0, found)
-
-
-def _user_of(path: str) -> str:
-    """Return what the kernel does with a block device: mounted, or part of another, '' for nothing.
-
-    O_EXCL on a block device fails when the kernel itself has claimed it.
-    """
-    try:
-        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            return "something that is mounted, or part of another device"
-        raise DiskError(path, 0, "open", error.errno or 0, error.strerror or "") from error
-    return ""
+    signature = _signature(path)
+    if signature:
+        raise DeviceInUse(path, 0, signature)
 
 
 def _next_data(fd: int, at: int, end: int) -> int:
