@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <linux/aio_abi.h>
 #include <poll.h>
 #include <string.h>

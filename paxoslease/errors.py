@@ -257,7 +257,7 @@ class LeaseUnsupported(LeaseError):
 
     reason: str
     template = "lease {resource} of lockspace {lockspace}: {reason}"
-    hint = "see docs/disk-format.md"
+    hint = "choose sizes and values that the format allows"
     number = -22
 
 
