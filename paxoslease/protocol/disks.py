@@ -38,6 +38,7 @@ from paxoslease.protocol.effects import (
 from paxoslease.timing import Timing
 
 _MAX_DISKS = 4
+_NEAR_BYTES = 16_384  # a read of so much takes hardly longer than one of a sector
 
 
 class Resource(NamedTuple):
@@ -93,6 +94,31 @@ def read_leader(claim: Claim) -> Protocol[Leader]:
         tuple(Read(a.path, a.offset, a.sector_size, claim.timing.io_us) for a in areas)
     )
     return _merge_leaders(claim, answers)
+
+
+def read_start(claim: Claim) -> Protocol[Ballot]:
+    """Read what an attempt begins with: the leader, then the own sector (M11).
+
+    When both lie close together they are read at once, with the sectors of the hosts between them;
+    that is one of the orders in which a whole-area read may return them. A leader of other sizes
+    than assumed comes back without any sector. Raises BadRecord, DiskTimeout, DiskError.
+    """
+    area = claim.resource.disks[0]
+    if area.host_sector(claim.host_id) - area.offset >= _NEAR_BYTES:
+        leader = yield from read_leader(claim)
+        if leader.sizes != area.sizes:
+            return Ballot(leader, ())
+        own = yield from read_host_sector(claim, claim.host_id)
+        return Ballot(leader, ((claim.host_id, own),))
+    try:
+        return (yield from read_ballot(claim, claim.host_id))
+    except BadRecord as error:
+        failure = error
+    # What was taken for a host's sector may be something else in a lease of other sizes.
+    leader = yield from read_leader(claim)
+    if leader.sizes == area.sizes:
+        raise failure
+    return Ballot(leader, ())
 
 
 def read_host_sector(claim: Claim, host_id: int) -> Protocol[HostSector]:

@@ -40,8 +40,8 @@ from paxoslease.protocol.disks import (
     Ballot,
     Claim,
     read_ballot,
-    read_host_sector,
     read_leader,
+    read_start,
     write_leader,
     write_own,
 )
@@ -194,11 +194,15 @@ def _begin(
     """
     standing: Standing = yield Membership()
     try:
-        leader = yield from read_leader(claim)
+        start = yield from read_start(claim)
+        leader = start.leader
         if leader.sizes is not None and leader.sizes != claim.resource.disks[0].sizes:
             return leader.sizes
-        own = yield from read_host_sector(claim, claim.host_id)
-        memory = memory._replace(own=own, lo=max(memory.lo, own.lver), m=max(memory.m, own.mbal))
+        memory = memory._replace(
+            own=start.sector_of(claim.host_id),
+            lo=max(memory.lo, max((sector.lver for _, sector in start.hosts), default=0)),
+            m=max(memory.m, max((sector.mbal for _, sector in start.hosts), default=0)),
+        )
         if want.lver is not None and leader.lver != want.lver:
             error = WrongVersion(claim.space.name, claim.resource.name, want.lver, leader.lver)
             return Step(Go.LOST, memory, None, error)

@@ -30,16 +30,16 @@ class Pinned(NamedTuple):
 
 
 QUICK = (
-    Pinned("ours ours", Bounds(2, 4), 18_161, {}),
-    Pinned("ours ours", Bounds(2, 3, crashes=1, rejoins=1), 102_884, {}),
-    Pinned("ours ours", Bounds(2, 3, timeouts=1), 21_778, {}),
-    Pinned("ours ours", Bounds(2, 3, read_timeouts=1), 36_511, {}),
-    Pinned("ours ours", Bounds(2, 3, errors=1), 60_214, {}),
-    Pinned("ours ours", Bounds(2, 3, pauses=1), 33_991, {}),
-    Pinned("ours ours", Bounds(2, 4, by_sector=True), 50_612, {}),
-    Pinned("ours ours ours", Bounds(1, 2), 75_283, {}),
-    Pinned("real ours", Bounds(3, 5), 59_216, {"blocked": 3}),
-    Pinned("ours real", Bounds(2, 3, crashes=1), 22_323, {}),
+    Pinned("ours ours", Bounds(2, 4), 20_440, {}),
+    Pinned("ours ours", Bounds(2, 3, crashes=1, rejoins=1), 111_254, {}),
+    Pinned("ours ours", Bounds(2, 3, timeouts=1), 25_554, {}),
+    Pinned("ours ours", Bounds(2, 3, read_timeouts=1), 39_929, {}),
+    Pinned("ours ours", Bounds(2, 3, errors=1), 67_599, {}),
+    Pinned("ours ours", Bounds(2, 3, pauses=1), 35_953, {}),
+    Pinned("ours ours", Bounds(2, 4, by_sector=True), 107_461, {}),
+    Pinned("ours ours ours", Bounds(1, 2), 106_881, {}),
+    Pinned("real ours", Bounds(3, 5), 65_363, {"blocked": 6}),
+    Pinned("ours real", Bounds(2, 3, crashes=1), 22_410, {}),
 )
 ORIGINAL = (
     Pinned(
