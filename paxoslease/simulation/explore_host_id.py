@@ -34,11 +34,10 @@ from paxoslease.simulation.explore_values import TWO_OWNERS, Step, Table
 from paxoslease.timing import SECOND_US, Timing
 
 HOST_ID: Final = 1
-TIMING: Final = Timing(1, 10)
+TIMING: Final = Timing(1, 15)
 TICK_US: Final = SECOND_US // 2
-IO_TICKS: Final = TIMING.io_us // TICK_US
 FIRST_TICK: Final = 200  # clocks do not begin at 0, which stands for a free record
-HORIZON_TICKS: Final = 18  # at most; ends before `dead`
+HORIZON_TICKS: Final = 40  # at most; ends before `dead`
 SPACE: Final = Lockspace(b"ls", Area("lockspace", 0, SIZES_512))
 
 assert TIMING.dead_us > HORIZON_TICKS * TICK_US
@@ -81,10 +80,10 @@ class Contest(NamedTuple):
     contenders: tuple[Contender, ...]
 
 
-def contend(acquire: Acquire, name: bytes) -> Protocol[None]:
+def contend(acquire: Acquire, name: bytes, timing: Timing) -> Protocol[None]:
     """Try once to get the host id."""
     try:
-        yield from acquire(SPACE, HOST_ID, name, TIMING)
+        yield from acquire(SPACE, HOST_ID, name, timing)
     except HostIdBusy:
         return
     yield Notify(Won())
@@ -92,24 +91,32 @@ def contend(acquire: Acquire, name: bytes) -> Protocol[None]:
 
 
 class HostIdWorld:
-    """All worlds of contenders for one free host id; `acquire` is delta.acquire or a mutant."""
+    """All worlds of contenders for one free host id.
+
+    acquire: delta.acquire or a mutant. io_timeouts: s, one per contender. formatted: s, the
+    io_timeout in the free record. horizon_ticks: how long the world lasts.
+    """
 
     def __init__(
         self,
         acquire: Acquire = delta.acquire,
         *,
-        contenders: int = 2,
+        io_timeouts: tuple[int, ...] = (1, 1),
+        formatted: int = 1,
         horizon_ticks: int = HORIZON_TICKS,
     ) -> None:
         assert horizon_ticks <= HORIZON_TICKS
+        self._formatted = formatted
         self._last_tick = FIRST_TICK + horizon_ticks
         self.locals = LocalStates(self._resolve)
         self.sometimes: Counter[tuple[Any, ...]] = Counter()
         self._sectors = Table(16)
         self._memory: dict[tuple[int, Any], int] = {}
         self._firsts = tuple(
-            self.locals.begin(partial(contend, acquire, b"host %c" % (65 + i)))
-            for i in range(contenders)
+            self.locals.begin(
+                partial(contend, acquire, b"host %c" % (65 + i), TIMING._replace(io_timeout=io))
+            )
+            for i, io in enumerate(io_timeouts)
         )
 
     def _resolve(self, number: int, effect: Any) -> Given | None:
@@ -120,7 +127,7 @@ class HostIdWorld:
 
     def initial(self) -> Contest:
         """Return the world in which the first contender has just begun."""
-        free = delta_at_format(SPACE.name, SIZES_512, TIMING.io_timeout)
+        free = delta_at_format(SPACE.name, SIZES_512, self._formatted)
         sector = self._sectors.number(pack_leader(free, SIZES_512.sector_size))
         contenders = tuple(Contender(-1, _NO_IO) for _ in self._firsts)
         world: Contest = self._go(
@@ -207,14 +214,14 @@ class HostIdWorld:
             found.append(Step(self._with(world, i, Contender(p, sent)), i + 1, "submits"))
             return
         if io.stage == 1 and world.tick > io.since:
-            in_time = world.tick <= io.since + IO_TICKS
+            in_time = world.tick <= io.since + effect.timeout_us // TICK_US
             if in_time:
                 done = world._replace(sector=io.content)
                 landed = Contender(p, io._replace(stage=2))
                 found.append(Step(self._with(done, i, landed), i + 1, "write lands"))
         if io.stage == 2:
             found.append(self._answer(world, i, p, None, "write is acknowledged"))
-        if world.tick >= io.since + IO_TICKS:
+        if world.tick >= io.since + effect.timeout_us // TICK_US:
             self.sometimes["timeout", i + 1] += 1
             fields = (effect.path, effect.offset, "write", effect.timeout_us, 1)
             step = self._answer(world, i, p, Throw(DiskTimeout, fields), "write times out")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
 from paxoslease.simulation.explore import describe, explore
@@ -10,16 +12,36 @@ from tests.model.patching import Patch, patched
 
 SETTLE = Patch("delta", "    yield Sleep(settle_us, cancellable=True)\n", "")
 HALF = Patch("delta", "yield Sleep(settle_us, can", "yield Sleep(settle_us // 2, can")
-ELAPSED = Patch("delta", "if written_us - asked_us > settle_us:", "if False:")
+ELAPSED = Patch("delta", "if written_us - asked_us > limit_us:", "if False:")
 REREAD = Patch("delta", "if again != record:", "if False:")
+OWN_WAIT = Patch(
+    "delta",
+    "    limit_us = delta_settle_us(found.io_timeout or timing.io_timeout)\n",
+    "    limit_us = delta_settle_us(timing.io_timeout)\n",
+)
 
 
-def holds(horizon_ticks: int, states: int) -> None:
-    """Explore the contest and expect one winner at most, either of the two."""
-    result = explore(HostIdWorld(horizon_ticks=horizon_ticks))
-    assert not result.violations
+class Contest(NamedTuple):
+    """A contest: io_timeouts of the contenders and of the free record, horizon, states."""
+
+    io_timeouts: tuple[int, int]
+    formatted: int
+    horizon_ticks: int
+    states: int
+
+
+def holds(contest: Contest) -> None:
+    """Explore a contest and expect one winner at most, either of the two."""
+    model = HostIdWorld(
+        io_timeouts=contest.io_timeouts,
+        formatted=contest.formatted,
+        horizon_ticks=contest.horizon_ticks,
+    )
+    result = explore(model)
+    traces = [describe(model, trace) for trace in result.traces.values()]
+    assert not result.violations, "\n".join(traces)
     assert result.exhausted
-    assert result.states == states, str(result)
+    assert result.states == contest.states, str(result)
     for contender in (1, 2):
         for what in ("won", "lost", "timeout"):
             assert result.sometimes[what, contender], f"contender {contender} never {what}"
@@ -27,23 +49,42 @@ def holds(horizon_ticks: int, states: int) -> None:
 
 def test_one_host_id_has_one_owner() -> None:
     """Whatever their I/O does, two contenders for a free host id do not both get it."""
-    holds(12, 0)
+    holds(Contest((1, 1), 1, 11, 96_812))
 
 
 @pytest.mark.long
-def test_one_host_id_has_one_owner_for_longer() -> None:
-    """The same, up to just before a dead owner's host id could be taken."""
-    holds(18, 0)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "contest", [Contest((1, 1), 1, 16, 756_708), Contest((1, 2), 1, 18, 928_735)], ids=str
+)
+def test_one_host_id_has_one_owner_for_longer(contest: Contest) -> None:
+    """The same for longer, and with contenders of different io_timeouts (15.4)."""
+    holds(contest)
 
 
 @pytest.mark.parametrize(
-    ("patch", "horizon_ticks"),
-    [(SETTLE, 8), (HALF, 12), (ELAPSED, 14), (REREAD, 12)],
-    ids=["no settle wait", "half of it", "no look at the elapsed time", "no second look"],
+    ("patch", "io_timeouts", "horizon_ticks"),
+    [
+        (SETTLE, (1, 1), 16),
+        (HALF, (1, 1), 12),
+        (ELAPSED, (1, 1), 16),
+        (REREAD, (1, 1), 16),
+        (OWN_WAIT, (1, 2), 16),
+    ],
+    ids=[
+        "no settle wait",
+        "half of it",
+        "no look at the elapsed time",
+        "no second look",
+        "limited by the own io_timeout only",
+    ],
 )
-def test_what_keeps_two_contenders_apart(patch: Patch, horizon_ticks: int) -> None:
+def test_what_keeps_two_contenders_apart(
+    patch: Patch, io_timeouts: tuple[int, int], horizon_ticks: int
+) -> None:
     """Without the wait, its length, its precondition (M9) or the look after it there are two."""
-    model = HostIdWorld(patched("delta", patch).acquire, horizon_ticks=horizon_ticks)
+    acquire = patched("delta", patch).acquire
+    model = HostIdWorld(acquire, io_timeouts=io_timeouts, horizon_ticks=horizon_ticks)
     result = explore(model, until="two owners", depth_first=True)
-    assert result.violations["two owners"]
+    assert result.violations["two owners"], str(result)
     assert "contender B" in describe(model, result.traces["two owners"])
