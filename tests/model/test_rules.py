@@ -121,10 +121,9 @@ MUTANTS = (
         (
             Patch(
                 "leases",
-                "    refused = yield from free_leader(lease.claim, lease.leader, name)\n"
-                "    yield from write_released(lease.claim, lease.own)\n",
+                "    try:\n        refused = yield from free_leader(lease.claim",
                 "    yield from write_released(lease.claim, lease.own)\n"
-                "    refused = yield from free_leader(lease.claim, lease.leader, name)\n",
+                "    try:\n        refused = yield from free_leader(lease.claim",
             ),
         ),
         "real ours",
