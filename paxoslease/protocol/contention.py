@@ -39,6 +39,7 @@ from paxoslease.timing import SECOND_US
 POLL_FLOOR_US = 500
 POLL_CEILING_US = SECOND_US // 2
 POLITE_WITHIN_US = 50_000
+WINNER_PATIENCE_US = SECOND_US
 
 
 class Turn(NamedTuple):
@@ -117,6 +118,8 @@ def _await_chance(
     """
     begun_us: int = yield Now()
     queue = yield from _place_in_queue(claim)
+    spread_us: int = yield Random(WINNER_PATIENCE_US)
+    patience_us = WINNER_PATIENCE_US + spread_us
     checked_us = 0
     while True:
         now_us: int = yield Now()
@@ -131,6 +134,12 @@ def _await_chance(
         if until_us is not None and now_us >= until_us:
             return sighting
         if leader.is_free:
+            if isinstance(busy, LostRace) and leader.lver < busy.lver:
+                # The winner has still to write the leader. Another ballot would overtake it, and
+                # the next one again; so it gets more time than the longest pause between ballots.
+                if now_us - begun_us < patience_us:
+                    continue
+                return sighting
             if not isinstance(busy, LeaseShared):
                 ahead = max(0, queue.ahead - (leader.lver - queue.lver))
                 jitter_us: int = yield Random(slot_us // 2)
