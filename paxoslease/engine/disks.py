@@ -120,6 +120,12 @@ class _Pending:
             and begin < offset + nbytes
         )
 
+    def timeout(self) -> DiskTimeout:
+        """Return the error for no end in time; its ticket says that the write may land yet."""
+        effect = self.effect
+        ticket = self.token if self.is_write and self.is_submitted else 0
+        return DiskTimeout(effect.path, effect.offset, self.verb, effect.timeout_us, ticket)
+
     def failure(self, result: int) -> DiskError:
         """Return the error for an end with -errno, or with fewer bytes than asked for."""
         path, offset = self.effect.path, self.effect.offset
@@ -186,6 +192,8 @@ class Disks:
         pending = self._stuck.get(effect.ticket)
         if pending is not None:
             pending.is_waited_for = True
+            if operation.is_impatient:
+                operation.tell(None, pending.timeout())
             return BLOCKED
         error = None if operation.landed is None else operation.landed.pop(effect.ticket, None)
         if error is not None:
@@ -382,19 +390,18 @@ class Disks:
 
     def _time_out(self, pending: _Pending) -> None:
         effect = pending.effect
-        ticket = pending.token if pending.is_write and pending.is_submitted else 0
+        error = pending.timeout()
         _log.warning(
             "io_timeout operation=%s path=%s offset=%d", pending.verb, effect.path, effect.offset
         )
-        error = DiskTimeout(effect.path, effect.offset, pending.verb, effect.timeout_us, ticket)
         if not pending.is_submitted:
             self._end(pending, None, error)
             return
         pending.is_abandoned = True
         self._bytes -= pending.nbytes
         pending.line.abandoned += 1
-        if ticket:
-            self._stuck[ticket] = pending
+        if pending.is_write:
+            self._stuck[pending.token] = pending
         assert self._aio is not None
         self._aio.abandon(pending.token)
         self._answer(pending, None, error)

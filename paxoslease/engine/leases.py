@@ -317,6 +317,7 @@ class Leases:
     def _start(self, holding: Holding, work: Protocol[T]) -> Operation[T]:
         """Run the one thing that is done with a lease now."""
         operation = Operation(self._engine.requests, work, holding.files, self._membership)
+        operation.is_impatient = True
         holding.operation = operation
         self._engine.requests.post(operation)
         return operation

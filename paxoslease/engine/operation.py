@@ -89,6 +89,7 @@ class Operation(Generic[T]):
         "done",
         "files",
         "gathered",
+        "is_impatient",
         "landed",
         "missing",
         "protocol",
@@ -110,6 +111,7 @@ class Operation(Generic[T]):
         self.done = False
         self.cancelled = False
         self.cancellable = False
+        self.is_impatient = False  # its caller is told of a time-out, it goes on by itself
         self.sleeping = 0  # the number of the timer that would wake it
         self.gathered: list[Any] | None = None
         self.missing = 0

@@ -1,0 +1,1 @@
+"""The engine and the Python API on real files, loop devices and processes."""
