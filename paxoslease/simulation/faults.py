@@ -36,7 +36,9 @@ class Options(NamedTuple):
 
     hosts: number of host ids. io_timeouts: s, one per host. watchdog: s. resources: how many
     leases. disks: on how many disks each of them lies. sizes: of all areas. originals: how many
-    hosts run the model of the original. minutes: virtual length of the phase with faults.
+    hosts run the model of the original. jitter: over how many powers of ten latencies spread.
+    pushy: chance of an attempt that does not wait for its turn. minutes: virtual length of the
+    phase with faults.
     """
 
     hosts: int
@@ -50,6 +52,8 @@ class Options(NamedTuple):
     minutes: float
     actions: int
     latency_us: int
+    jitter: float
+    pushy: float
     slow_chance: float
     stuck_chance: float
     error_chance: float
@@ -93,7 +97,7 @@ def draw_options(rng: Random, hosts: int | None, hours: float | None) -> Options
     def rate() -> float:
         return 0.0 if calm else rng.choice(_RATES)
 
-    minutes = 60 * hours if hours else rng.choice((3.0, 6.0, 12.0, 25.0))
+    minutes = 60 * hours if hours else rng.choice((1.5, 3.0, 6.0, 12.0))
     return Options(
         hosts=count,
         io_timeouts=tuple(rng.choice((1, 2, 5, 10)) if mixed else base for _ in range(count + 1)),
@@ -104,8 +108,10 @@ def draw_options(rng: Random, hosts: int | None, hours: float | None) -> Options
         sizes=rng.choice((Sizes(512, MIB), Sizes(512, MIB), Sizes(4096, 8 * MIB))),
         originals=originals,
         minutes=minutes,
-        actions=10**9 if hours else rng.choice((60, 120, 240)),
+        actions=10**9 if hours else rng.choice((15, 30, 60)),
         latency_us=rng.choice((200, 2_000, 20_000, 100_000)),
+        jitter=rng.choice((0.0, 1.0, 2.0)),
+        pushy=rng.choice((0.0, 0.5, 1.0)),
         slow_chance=chance(0.002, 0.02),
         stuck_chance=chance(0.0005, 0.005),
         error_chance=chance(0.002, 0.02),
@@ -147,7 +153,8 @@ class Faults:
                 return int(timeout_us * (1 + random() * self._rng.choice((1, 10, 100))))
             if luck < self._sum:
                 return int(timeout_us * random() * 1.5)
-        return 1 + int(o.latency_us * (0.5 + random()))
+        spread = (0.5 + random()) * 10.0 ** (o.jitter * (random() - 0.5))
+        return 1 + min(int(o.latency_us * spread), timeout_us // 2)
 
     def fails(self) -> bool:
         """Draw whether an I/O comes back with an error."""

@@ -11,6 +11,8 @@ from paxoslease.protocol.disks import Claim
 from paxoslease.protocol.effects import Protocol, Sleep
 from paxoslease.protocol.leases import (
     Lease,
+    acquire_exclusive,
+    acquire_shared,
     convert_to_exclusive,
     convert_to_shared,
     read_lvb,
@@ -23,7 +25,8 @@ from paxoslease.timing import SECOND_US
 if TYPE_CHECKING:
     from paxoslease.simulation.hosts import Host
 
-PATIENCE_US = 30 * SECOND_US
+PATIENCE_US = 12 * SECOND_US
+CALM_THINK_US = 10 * SECOND_US
 
 
 def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
@@ -31,7 +34,8 @@ def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
     o, rng = host.world.options, host.world.rng
     turn = NO_TURN
     while not host.winding_down:
-        yield from _rest(int(o.think_us * rng.expovariate(1.0)))
+        think_us = o.think_us if host.world.faults.is_on else max(o.think_us, CALM_THINK_US)
+        yield from _rest(int(think_us * rng.expovariate(1.0)))
         if host.winding_down:
             return
         shared = rng.random() < o.shared
@@ -68,7 +72,10 @@ def _take(
     try:
         if host.is_original:
             return (yield from original.acquire(claim))  # type: ignore[return-value]
-        lease = yield from acquire_waiting(claim, until_us, shared=shared, turn=turn)
+        if host.world.rng.random() < host.world.options.pushy:
+            lease = yield from (acquire_shared if shared else acquire_exclusive)(claim)
+        else:
+            lease = yield from acquire_waiting(claim, until_us, shared=shared, turn=turn)
     except LockspaceFailed:
         raise
     except PaxosleaseError as error:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from paxoslease.disk.layout import Area
 from paxoslease.disk.records import delta_at_format, pack_leader, paxos_at_format
+from paxoslease.protocol.contention import acquire_waiting
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.disks import Claim, Resource
 from paxoslease.protocol.effects import Protocol
-from paxoslease.protocol.leases import acquire_exclusive, release
+from paxoslease.protocol.leases import release
 from paxoslease.simulation.driver import Driver, Flight, Task
 from paxoslease.simulation.faults import Faults, Options, draw_options
 from paxoslease.simulation.hosts import BOOT_US, Host
@@ -308,7 +309,9 @@ class World:
                     raise Violation("blocked", f"{host.label} cannot get {name}: {error}")
 
     def _take_and_give(self, host: Host, claim: Claim) -> Protocol[None]:
-        lease = yield from acquire_exclusive(claim)
+        # Not at the first attempt: it may have to finish what somebody died of (LostRace).
+        until_us = host.local(self.driver.now) + PATIENCE_US
+        lease = yield from acquire_waiting(claim, until_us)
         yield from release(lease)
 
 
