@@ -201,10 +201,14 @@ def _tick(ladder: Ladder, now_us: int) -> tuple[Ladder, tuple[Action, ...]]:
 
 
 def _action(ladder: Ladder, process: Process, now_us: int) -> Action | None:
-    """Return what to do to a process now: at most one thing per second and ACTIONS_MAX in all."""
+    """Return what to do to a process now: at most one thing per second and ACTIONS_MAX in all.
+
+    The first SIGKILL waits for no pause: with a short fire time-out there is less than a second.
+    """
     if process.actions >= ACTIONS_MAX:
         return None
-    if process.actions and now_us - process.acted_us < ACTION_PAUSE_US:
+    is_first_kill = process.acted_us < ladder.kill_at_us <= now_us
+    if process.actions and now_us - process.acted_us < ACTION_PAUSE_US and not is_first_kill:
         return None
     if ladder.is_forced or now_us >= ladder.kill_at_us:
         wanted, instead, may, may_instead = SIGKILL, SIGTERM, process.may_kill, process.may_term

@@ -260,3 +260,17 @@ def test_a_watchdog_that_cannot_be_disarmed_is_an_error() -> None:
     with pytest.raises(WatchdogError):
         desk.run(recover(Recovery(begin(b"ls", 0, T, ()))))
     assert desk.notified == []
+
+
+def test_first_kill_waits_for_no_pause() -> None:
+    """SIGKILL comes when it is due, also less than a second after the last SIGTERM."""
+    timing = Timing(1, 2)
+    ladder = begin(b"space", 0, timing, (Process(7),))
+    assert ladder.kill_at_us < timing.fail_us + 2 * S
+    for now_us in (timing.fail_us, timing.fail_us + S):
+        ladder, actions = step(ladder, Tick(now_us))
+        assert actions == (Signal(7, SIGTERM),)
+    ladder, actions = step(ladder, Tick(ladder.kill_at_us))
+    assert actions == (Signal(7, SIGKILL),)
+    ladder, actions = step(ladder, Tick(ladder.kill_at_us + 1))
+    assert actions == ()
