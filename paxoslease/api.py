@@ -95,6 +95,16 @@ class Lockspace:
         return self._membership.lockspace.decode("utf-8", "surrogateescape")
 
     @property
+    def path(self) -> str:
+        """Return the path of the device or file that the lockspace lies on."""
+        return self._membership.member.space.area.path
+
+    @property
+    def offset(self) -> int:
+        """Return where on it the lockspace begins, in bytes."""
+        return self._membership.member.space.area.offset
+
+    @property
     def host_id(self) -> int:
         """Return this host's id."""
         return self._membership.member.host_id

@@ -52,8 +52,8 @@ def format_lockspace(
     """Make a lockspace.
 
     offset: bytes, a multiple of the align size. io_timeout: s, what the first host of each id waits
-    by. Sizes default to those of the device; 512 and 1 MiB for a file. force: destroy what is
-    there.
+    by. Sizes default to those of the device or of the file system: 512 and 1 MiB, or 4096 and
+    8 MiB. force: destroy what is there.
 
     Raises ConfigError, DeviceInUse, UnsuitableDevice, DiskError, DiskTimeout.
     """
@@ -176,14 +176,32 @@ def _sizes(path: str, sector_size: int | None, align_size: int | None) -> Sizes:
         sector_size = 512
         if align_size is not None and align_size > 1 << 20:
             sector_size = 4096
-        elif os.path.exists(path) and stat.S_ISBLK(os.stat(path).st_mode):
-            with open_direct(path) as file:
-                sector_size = file.sector_size
+        else:
+            sector_size = _device_sector_size(path)
     if align_size is None:
         return (
             default_sizes(sector_size) if sector_size == 4096 else check_sizes(sector_size, 1 << 20)
         )
     return check_sizes(sector_size, align_size)
+
+
+def _device_sector_size(path: str) -> int:
+    """Return the sector size that a path asks for, if need be by a nameless file beside it."""
+    if os.path.exists(path):
+        with open_direct(path) as file:
+            return file.sector_size
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        # No such directory is found out when the file is created; a file system without nameless
+        # files (NFS) allows any alignment.
+        return 512
+    try:
+        with open_direct(f"/proc/self/fd/{fd}") as file:
+            return file.sector_size
+    finally:
+        os.close(fd)
 
 
 @contextmanager

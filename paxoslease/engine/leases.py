@@ -113,13 +113,21 @@ class Leases:
         self._is_closed = False
 
     def lose(self, reason: str) -> bool:
-        """Mark all leases as lost, for ever; False when they were already."""
+        """Mark all leases as lost, for ever; False when they were already.
+
+        Who waits for something that is done with one of them is told now: its thread may hang in
+        the disk.
+        """
         with self._lock:
             if self.lost.is_set():
                 return False
-            for holding in self._holdings.values():
+            holdings = list(self._holdings.values())
+            for holding in holdings:
                 holding.lost.set(reason)
             self.lost.set(reason)
+        for holding in holdings:
+            if holding.operation is not None:
+                holding.operation.tell(None, LeaseLost(self._lockspace, holding.name, reason))
         return True
 
     @property

@@ -73,9 +73,9 @@ BYSTANDER: Final = Context()
 class Operation(Generic[T]):
     """A protocol that is being run; its result can be waited for by any number of threads.
 
-    Everything but `cancel`, `done`, `result`, `exception` and `on_end` belongs to the thread of the
-    runner. Its end is told once: early, when the end of what it does cannot be got through to the
-    disk for now (`tell`), otherwise when the protocol returns.
+    Everything but `cancel`, `tell`, `done`, `result`, `exception` and `on_end` belongs to the
+    runner's thread. Its end is told once: early, when what it does cannot be got through to the
+    disk for now or when its lockspace fails, otherwise when the protocol returns.
     """
 
     __slots__ = (
@@ -83,6 +83,7 @@ class Operation(Generic[T]):
         "_error",
         "_gate",
         "_result",
+        "_untold",
         "cancellable",
         "cancelled",
         "context",
@@ -119,6 +120,7 @@ class Operation(Generic[T]):
         self._result: T | None = None
         self._error: BaseException | None = None
         self._callbacks: deque[Callable[[Operation[T]], None]] = deque()
+        self._untold = [True]
         self._gate = threading.Lock()
         self._gate.acquire()
 
@@ -127,8 +129,10 @@ class Operation(Generic[T]):
         self.runner.post(lambda: self.runner.cancel_now(self))
 
     def tell(self, result: T | None, error: BaseException | None) -> None:
-        """Tell how it ended; only the first time counts."""
-        if self.done:
+        """Tell how it ended; only the first time counts. Any thread may call it."""
+        try:
+            self._untold.pop()
+        except IndexError:
             return
         self._result = result
         self._error = error

@@ -51,12 +51,13 @@ class Disk(NamedTuple):
         return space.lease(f"r{number}", path, offset=offset, **more)
 
 
-def make_disk(path: Path | str, resources: int = 2) -> Disk:
-    """Format a lockspace and resources."""
+def make_disk(path: Path | str, resources: int = 2, sector_size: int = 512) -> Disk:
+    """Format a lockspace and resources of 1 MiB each."""
     disk = Disk(str(path))
-    paxoslease.format_lockspace(disk.path, SPACE, io_timeout=IO_TIMEOUT)
+    sizes = {"sector_size": sector_size, "align_size": MIB}
+    paxoslease.format_lockspace(disk.path, SPACE, io_timeout=IO_TIMEOUT, **sizes)
     names = [f"r{number}" for number in range(resources)]
-    for _ in paxoslease.format_resources(disk.path, SPACE, names, offset=MIB):
+    for _ in paxoslease.format_resources(disk.path, SPACE, names, offset=MIB, **sizes):
         continue
     return disk
 
