@@ -342,7 +342,9 @@ class Leases:
             holding.phase = Phase.HELD  # the LVB could not be written: held as before
             raise
         with self._lock:
-            self._turns[holding.name] = turn_after(lease, now_us())
+            self._turns[holding.name] = turn_after(
+                lease, now_us(), self._turns.get(holding.name, NO_TURN)
+            )
             self._turns.move_to_end(holding.name)
             if len(self._turns) > TURNS:
                 self._turns.popitem(last=False)

@@ -3,9 +3,11 @@
 Nothing here decides who owns a lease; it only decides when to try. So every wait below is for
 progress and fairness, never for safety.
 
-Turns without a word on disk: a host's own sector names the version that it last tried for. Those
-with older versions have waited longer. A host that finds the lease free lets as many slots pass as
-there are hosts before it, where a slot is the time an acquisition takes here.
+Turns without a word on disk: a host remembers the last version that it was granted. The number of
+versions since then is its age, and of W contenders in turn each has another one. A host that finds
+the lease free lets W - 1 - age slots pass, where a slot is the time an acquisition takes here; so
+the one that has waited longest starts at once, and the one that had it last starts last. W is the
+number of hosts whose sectors show that they tried for one of the last versions.
 
 Source: spec/algorithms.md 6.2 (waiting), 13 (random sleeps are for progress only).
 """
@@ -24,13 +26,13 @@ from paxoslease.errors import (
     WaitTimeout,
 )
 from paxoslease.protocol.delta import read_delta
-from paxoslease.protocol.disks import Claim, read_ballot, read_leader
+from paxoslease.protocol.disks import Ballot, Claim, read_ballot, read_leader
 from paxoslease.protocol.effects import Now, Protocol, Random, Sleep
 from paxoslease.protocol.leases import (
-    RECENT_VERSIONS,
     Lease,
     acquire_exclusive,
     acquire_shared,
+    count_rivals,
 )
 from paxoslease.protocol.liveness import NO_SIGHTING, Sighting
 from paxoslease.protocol.paxos import ANYTHING, Want
@@ -39,34 +41,35 @@ from paxoslease.timing import SECOND_US
 POLL_FLOOR_US = 500
 POLL_CEILING_US = SECOND_US // 2
 POLITE_WITHIN_US = 50_000
+LOOKS_BEFORE_BALLOT = 4
 WINNER_PATIENCE_US = SECOND_US
 
 
 class Turn(NamedTuple):
     """What a host remembers of its last use of a lease, to let others go first.
 
-    released_us: when it gave the lease back; rivals: how many others were after it then; slot_us:
-    how long an acquisition takes on this disk.
+    lver: the version it was granted, 0 for none; released_us: when it gave the lease back; rivals:
+    how many others were after it; slot_us: how long an acquisition takes here.
     """
 
+    lver: int = 0
     released_us: int = 0
     rivals: int = 0
     slot_us: int = 2_000
+
+    def slots_at(self, lver: int) -> int:
+        """Return how many slots to let pass when the lease is free at this version."""
+        age = lver - self.lver if self.lver else self.rivals
+        return max(0, min(self.rivals, self.rivals - age))
 
 
 NO_TURN = Turn()
 
 
-def turn_after(lease: Lease, released_us: int) -> Turn:
-    """Return what to remember when a lease has been released."""
-    return Turn(released_us, lease.rivals, max(1_000, 4 * lease.io_us))
-
-
-class _Queue(NamedTuple):
-    """A waiting host's idea of its place: hosts before it, and the version it was found at."""
-
-    ahead: int
-    lver: int
+def turn_after(lease: Lease, released_us: int, before: Turn = NO_TURN) -> Turn:
+    """Return what to remember when a lease has been released; `before`: of the use before it."""
+    slot_us = max(1_000, (3 * before.slot_us + lease.took_us) // 4)
+    return Turn(lease.lver, released_us, lease.rivals, slot_us)
 
 
 def acquire_waiting(
@@ -84,55 +87,64 @@ def acquire_waiting(
     """
     begun_us: int = yield Now()
     sighting = NO_SIGHTING
-    yield from _let_others_go(claim, turn, begun_us)
+    busy: PaxosleaseError | None = None
+    may_try = True
+    if turn.rivals and until_us != begun_us and begun_us - turn.released_us < POLITE_WITHIN_US:
+        may_try = False  # others wait for what we had a moment ago
     while True:
-        try:
-            if shared:
-                return (yield from acquire_shared(claim, want, sighting))
-            return (yield from acquire_exclusive(claim, want, sighting))
-        except (LeaseHeld, LeaseShared, LostRace) as error:
-            busy: PaxosleaseError = error
+        if may_try:
+            try:
+                if shared:
+                    return (yield from acquire_shared(claim, want, sighting))
+                return (yield from acquire_exclusive(claim, want, sighting))
+            except (LeaseHeld, LeaseShared, LostRace) as error:
+                busy = error
         now_us: int = yield Now()
-        if until_us is not None and now_us >= until_us:
+        if busy is not None and until_us is not None and now_us >= until_us:
             if until_us <= begun_us:
                 raise busy
             raise WaitTimeout(claim.space.name, claim.resource.name, now_us - begun_us, busy)
-        sighting = yield from _await_chance(claim, busy, until_us, sighting, turn.slot_us)
-
-
-def _let_others_go(claim: Claim, turn: Turn, now_us: int) -> Protocol[None]:
-    """Let rivals have the lease that we had a moment ago."""
-    if turn.rivals and now_us - turn.released_us < POLITE_WITHIN_US:
-        jitter_us: int = yield Random(turn.slot_us)
-        yield Sleep(turn.rivals * turn.slot_us + jitter_us, cancellable=True)
+        may_try = True
+        sighting = yield from _await_chance(claim, busy, until_us, sighting, turn)
 
 
 def _await_chance(
-    claim: Claim, busy: PaxosleaseError, until_us: int | None, sighting: Sighting, slot_us: int
+    claim: Claim,
+    busy: PaxosleaseError | None,
+    until_us: int | None,
+    sighting: Sighting,
+    turn: Turn,
 ) -> Protocol[Sighting]:
     """Watch the leader until it is free, its owner may be dead, or the time is over.
 
-    Polls after an eighth of the time waited so far: a lease held for milliseconds is noticed
-    within a fraction of one, one held for days costs two small reads a second. Returns the first
+    Polls after an eighth of the time for which the lease has been held: one held for milliseconds
+    is noticed within a fraction of one, one held for days costs two small reads a second. Returns the first
     moment at which the owner's present delta record was seen, for the judgement of its death.
     """
     begun_us: int = yield Now()
-    queue = yield from _place_in_queue(claim)
+    turn = yield from _count_rivals(claim, turn)
     spread_us: int = yield Random(WINNER_PATIENCE_US)
     patience_us = WINNER_PATIENCE_US + spread_us
+    poll_us = max(POLL_FLOOR_US, turn.slot_us // 4)
     checked_us = 0
+    lver, since_us = 0, begun_us
     while True:
         now_us: int = yield Now()
-        poll_us = min(POLL_CEILING_US, max(POLL_FLOOR_US, slot_us // 2, (now_us - begun_us) // 8))
         if isinstance(busy, LeaseHeld) and not busy.alive:
-            poll_us = min(poll_us, max(1, busy.takeover_in_us))
+            due_us = begun_us + busy.takeover_in_us
+        else:
+            due_us = now_us + POLL_CEILING_US
+        pause_us = max(poll_us, (now_us - since_us) // 8)
+        pause_us = min(pause_us, POLL_CEILING_US, max(due_us - now_us, POLL_FLOOR_US))
         if until_us is not None:
-            poll_us = max(1, min(poll_us, until_us - now_us))
-        yield Sleep(poll_us, cancellable=True)
+            pause_us = max(1, min(pause_us, until_us - now_us))
+        yield Sleep(pause_us, cancellable=True)
         leader = yield from read_leader(claim)
         now_us = yield Now()
         if until_us is not None and now_us >= until_us:
             return sighting
+        if leader.lver != lver:
+            lver, since_us = leader.lver, now_us
         if leader.is_free:
             if isinstance(busy, LostRace) and leader.lver < busy.lver:
                 # The winner has still to write the leader. Another ballot would overtake it, and
@@ -140,27 +152,60 @@ def _await_chance(
                 if now_us - begun_us < patience_us:
                     continue
                 return sighting
-            if not isinstance(busy, LeaseShared):
-                ahead = max(0, queue.ahead - (leader.lver - queue.lver))
-                jitter_us: int = yield Random(slot_us // 2)
-                yield Sleep(ahead * slot_us + jitter_us, cancellable=True)
-            elif now_us - begun_us < POLL_CEILING_US:
-                continue
-            return sighting
+            if isinstance(busy, LeaseShared):
+                if now_us - begun_us < POLL_CEILING_US:
+                    continue
+                return sighting
+            mine = yield from _take_turn(claim, turn, leader)
+            if mine:
+                return sighting
+            continue
         if isinstance(busy, LeaseShared) or (isinstance(busy, LostRace) and _moved(busy, leader)):
+            return sighting
+        # Whoever has others before it need not look before they have had their turns.
+        poll_us = max(POLL_FLOOR_US, turn.slot_us // 4, turn.slots_at(leader.lver) * turn.slot_us)
+        if _is_due(busy, leader, begun_us, now_us):
             return sighting
         if now_us - checked_us >= POLL_CEILING_US:
             checked_us = now_us
             sighting = yield from _look(claim, leader, sighting)
-            if _is_due(busy, leader, begun_us, now_us):
-                return sighting
+
+
+def _take_turn(claim: Claim, turn: Turn, leader: Leader) -> Protocol[bool]:
+    """Let those before us begin, then see whether the lease is still free and nobody goes for it.
+
+    Two ballots at once cost more than a slot, and the larger host id wins them. So whoever is not
+    the first looks at all sectors before it begins: a block of a newer version without RELEASED is
+    a host on its way. It is given a few slots; after that it counts as gone.
+    """
+    slots = turn.slots_at(leader.lver)
+    spread_us: int = yield Random(turn.slot_us // 2 if turn.rivals > 1 else 0)
+    yield Sleep(slots * turn.slot_us + spread_us, cancellable=True)
+    looks = 0
+    while slots and looks < LOOKS_BEFORE_BALLOT:
+        ballot = yield from read_ballot(claim, leader.num_hosts)
+        if not ballot.leader.is_free or ballot.leader.lver != leader.lver:
+            return False
+        if not _somebody_tries(ballot, claim.host_id):
+            return True
+        looks += 1
+        yield Sleep(turn.slot_us, cancellable=True)
+    return True
+
+
+def _somebody_tries(ballot: Ballot, host_id: int) -> bool:
+    return any(
+        sector.lver > ballot.leader.lver and not sector.released
+        for other, sector in ballot.hosts
+        if other != host_id
+    )
 
 
 def _moved(busy: LostRace, leader: Leader) -> bool:
     return (leader.owner_id, leader.lver) != (busy.host_id, busy.lver)
 
 
-def _is_due(busy: PaxosleaseError, leader: Leader, begun_us: int, now_us: int) -> bool:
+def _is_due(busy: PaxosleaseError | None, leader: Leader, begun_us: int, now_us: int) -> bool:
     """Tell whether it is time to judge the owner again: once a second, or when it may be dead."""
     if isinstance(busy, LeaseHeld) and not busy.alive and leader.owner_id == busy.host_id:
         return now_us - begun_us >= min(busy.takeover_in_us, SECOND_US)
@@ -178,17 +223,8 @@ def _look(claim: Claim, leader: Leader, sighting: Sighting) -> Protocol[Sighting
     return sighting if sighting[:3] == here[:3] else here
 
 
-def _place_in_queue(claim: Claim) -> Protocol[_Queue]:
-    """Count the hosts that have waited longer than we have (one area read per wait)."""
+def _count_rivals(claim: Claim, turn: Turn) -> Protocol[Turn]:
+    """Count the hosts that went for one of the last versions (one area read per wait)."""
     leader = yield from read_leader(claim)
     ballot = yield from read_ballot(claim, leader.num_hosts)
-    mine = ballot.sector_of(claim.host_id).lver
-    ahead = sum(
-        1
-        for host_id, sector in ballot.hosts
-        if host_id not in (claim.host_id, leader.owner_id)
-        and sector.lver
-        and sector.lver + RECENT_VERSIONS > leader.lver
-        and sector.lver < mine
-    )
-    return _Queue(ahead, leader.lver)
+    return turn._replace(rivals=count_rivals(ballot, claim.host_id, leader.lver))

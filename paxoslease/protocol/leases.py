@@ -27,6 +27,7 @@ from paxoslease.errors import (
     StorageError,
 )
 from paxoslease.protocol.disks import (
+    Ballot,
     Claim,
     read_at,
     read_ballot,
@@ -46,7 +47,7 @@ from paxoslease.protocol.settle import (
 )
 from paxoslease.timing import SECOND_US
 
-RECENT_VERSIONS = 64
+RECENT_VERSIONS = 24
 SHARED_RETRIES = 40
 SHARED_PATIENCE_US = 8 * SECOND_US
 
@@ -56,8 +57,8 @@ class Lease(NamedTuple):
 
     leader: the leader record of the version that was won; `lver` is the fencing token.
     own: the own host sector as last written. shared: in which mode it is held.
-    rivals: how many other hosts went for one of the last versions; io_us: how long the last area
-    read took. Both are for taking turns (contention.py).
+    rivals: how many other hosts went for one of the last versions; took_us: how long the
+    acquisition took. Both are for taking turns (contention.py).
     """
 
     claim: Claim
@@ -65,7 +66,7 @@ class Lease(NamedTuple):
     own: HostSector
     shared: bool
     rivals: int = 0
-    io_us: int = 0
+    took_us: int = 0
 
     @property
     def lver(self) -> int:
@@ -89,13 +90,13 @@ def acquire_exclusive(
 
 
 def _exclusive(owned: Owned, own: HostSector) -> Lease:
-    lver = owned.leader.lver
-    rivals = sum(
-        1
-        for host_id, sector in owned.ballot.hosts
-        if host_id != owned.claim.host_id and lver - RECENT_VERSIONS < sector.lver > 0
-    )
-    return Lease(owned.claim, owned.leader, own, False, rivals, owned.io_us)
+    rivals = count_rivals(owned.ballot, owned.claim.host_id, owned.leader.lver)
+    return Lease(owned.claim, owned.leader, own, False, rivals, owned.took_us)
+
+
+def count_rivals(ballot: Ballot, host_id: int, lver: int) -> int:
+    """Return how many other hosts went for one of the last versions before `lver`."""
+    return len({h for h, s in ballot.hosts if h != host_id and lver - RECENT_VERSIONS < s.lver > 0})
 
 
 def _live_sharers(owned: Owned) -> Protocol[tuple[int, ...]]:

@@ -74,15 +74,15 @@ ANYTHING = Want()
 class Owned(NamedTuple):
     """An exclusive lease that we own, and what its release needs.
 
-    leader: the record as we wrote it; own: our host sector; ballot: the last area read, which took
-    io_us. `leader.lver` is the fencing token.
+    leader: the record as we wrote it; own: our host sector; ballot: the last area read; took_us:
+    how long the attempt took that led here. `leader.lver` is the fencing token.
     """
 
     leader: Leader
     own: HostSector
     ballot: Ballot
     claim: Claim
-    io_us: int
+    took_us: int
 
 
 class Memory(NamedTuple):
@@ -90,7 +90,7 @@ class Memory(NamedTuple):
 
     lo: lower bound for v; m: largest ballot number seen; own: our sector as last written or read;
     wrote: whether we wrote it; io_us: how long the last area read took; pause_us: ceiling of the
-    next random pause.
+    next random pause; begun_us: when the present attempt began.
     """
 
     lo: int = 0
@@ -99,6 +99,7 @@ class Memory(NamedTuple):
     wrote: bool = False
     io_us: int = 0
     pause_us: int = 0
+    begun_us: int = 0
 
 
 class Go(IntEnum):
@@ -193,6 +194,8 @@ def _begin(
     Returns the sizes instead when the leader states others than assumed.
     """
     standing: Standing = yield Membership()
+    begun_us: int = yield Now()
+    memory = memory._replace(begun_us=begun_us)
     try:
         start = yield from read_start(claim)
         leader = start.leader
@@ -352,7 +355,7 @@ def _commit(
         num_hosts=instance.base.num_hosts if want.num_hosts is None else want.num_hosts,
         flags=flags,
     ).sealed()
-    owned = Owned(leader, own, ballot, claim, memory.io_us)
+    owned = Owned(leader, own, ballot, claim, begun_us - memory.begun_us)
     try:
         yield from write_leader(
             claim, leader, min(standing.expires_us, begun_us + claim.timing.io_us)
