@@ -118,8 +118,8 @@ def _await_chance(
     """Watch the leader until it is free, its owner may be dead, or the time is over.
 
     Polls after an eighth of the time for which the lease has been held: one held for milliseconds
-    is noticed within a fraction of one, one held for days costs two small reads a second. Returns the first
-    moment at which the owner's present delta record was seen, for the judgement of its death.
+    is noticed within a fraction of one, one held for days costs two small reads a second. Returns
+    the first moment at which the owner's present delta record was seen, for judging its death.
     """
     begun_us: int = yield Now()
     turn = yield from _count_rivals(claim, turn)

@@ -144,7 +144,7 @@ def test_contenders_take_turns(hosts: int, least_per_s: int) -> None:
 
 
 def test_a_lone_user_does_not_wait_for_rivals_that_left() -> None:
-    """Rivals that have gone are forgotten after some versions: the last user goes on at full pace."""
+    """Rivals that have gone are forgotten after some versions: the last user is not held up."""
     cluster = Cluster(2, 1)
     cluster.run(1_000_000)
     lone = Cluster(1, 1)
