@@ -164,11 +164,10 @@ class WdmdWatchdog(Watchdog):
             self._send(_REFCOUNT_SET)
             self._registered = True
             self._socket.setblocking(False)
-        # wdmd compares with CLOCK_MONOTONIC, which stands still during suspend; rounding down is
-        # on the safe side.
-        skew_us = (
-            time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        ) // 1000
+        # wdmd compares with CLOCK_MONOTONIC, which stands still during suspend. Reading it first
+        # and rounding the expiry down is on the safe side.
+        monotonic_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        skew_us = -((monotonic_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1000)
         self._send(
             _TEST_LIVE,
             max(1, (renewed_us - skew_us) // SECOND_US),
@@ -245,6 +244,7 @@ class DeviceOwner:
         self.device = device
         self.fire_timeout_s = fire_timeout_s
         self.interval_us = min(10 * SECOND_US, fire_timeout_s * SECOND_US // 6)
+        self.run_thread = True
         self._marker = Path(marker_directory) / f"watchdog-{Path(device.path).name}"
         self._boot_id = boot_id or _boot_id
         self._clock_us = clock_us or _boottime_us
@@ -262,10 +262,11 @@ class DeviceOwner:
             if not self._users:
                 self._refuse_after_unclean_end()
                 self._open()
-                self._thread = threading.Thread(
-                    target=self._run, name="paxoslease-watchdog", daemon=True
-                )
-                self._thread.start()
+                if self.run_thread:
+                    self._thread = threading.Thread(
+                        target=self._run, name="paxoslease-watchdog", daemon=True
+                    )
+                    self._thread.start()
             self._users += 1
 
     def _refuse_after_unclean_end(self) -> None:
