@@ -32,11 +32,12 @@ from paxoslease.engine.host import engine
 from paxoslease.errors import DeviceInUse, DiskError, UnsuitableDevice
 from paxoslease.protocol import formatting
 from paxoslease.protocol.delta import Lockspace
-from paxoslease.protocol.effects import Protocol
-from paxoslease.timing import IO_TIMEOUT_DEFAULT_S
+from paxoslease.protocol.effects import Protocol, Read
+from paxoslease.timing import FORMAT_TIMEOUT_US, IO_TIMEOUT_DEFAULT_S
 
 _AT_ONCE = 8
 _CHUNK = 1 << 20
+_BEING_FORMATTED = "something that another program formats now"
 
 
 def format_lockspace(
@@ -209,12 +210,14 @@ def _place(path: str, areas: list[Area], *, force: bool) -> Iterator[None]:
     """Make sure that areas can be written, and keep other formatters off meanwhile."""
     end = areas[-1].offset + areas[-1].sizes.align_size
     created = _create(path)
+    is_ours = False
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise DiskError(path, 0, "open", error.errno or 0, error.strerror or "") from error
     try:
         _lock(fd, path, areas[0].offset)
+        is_ours = True
         size = os.lseek(fd, 0, os.SEEK_END)
         is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         if size < end and not is_file:
@@ -238,7 +241,8 @@ def _place(path: str, areas: list[Area], *, force: bool) -> Iterator[None]:
                 os.ftruncate(fd, size)
             raise
     except BaseException:
-        if created:
+        # Who made the file but came second to the lock would remove what the other one writes.
+        if created and is_ours:
             os.unlink(path)
         raise
     finally:
@@ -271,7 +275,17 @@ def _lock(fd: int, path: str, offset: int) -> None:
     except OSError as error:
         if error.errno != errno.EWOULDBLOCK:
             raise DiskError(path, 0, "lock", error.errno or 0, error.strerror or "") from error
-        raise DeviceInUse(path, offset, "something that another program formats now") from None
+        raise DeviceInUse(path, offset, _BEING_FORMATTED) from None
+    if not _is_still_there(fd, path):
+        raise DeviceInUse(path, offset, _BEING_FORMATTED)
+
+
+def _is_still_there(fd: int, path: str) -> bool:
+    """Tell whether a path still leads to an open file: a failed format removes what it made."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _refuse_used(fd: int, path: str, areas: list[Area], size: int, is_file: bool) -> None:
@@ -281,13 +295,38 @@ def _refuse_used(fd: int, path: str, areas: list[Area], size: int, is_file: bool
         at = area.offset
         while at < end:
             at = _next_data(fd, at, end) if is_file else at
-            chunk = os.pread(fd, min(_CHUNK, end - at), at) if at < end else b""
+            chunk = _read(fd, path, at, min(_CHUNK, end - at)) if at < end else b""
             if chunk.count(0) != len(chunk):
-                raise DeviceInUse(path, area.offset, _what_is_there(fd, area.offset))
+                raise DeviceInUse(path, area.offset, _what_is_there(fd, path, area.offset))
             at += max(1, len(chunk))
     signature = _signature(path)
     if signature:
         raise DeviceInUse(path, 0, signature)
+
+
+def _read(fd: int, path: str, offset: int, length: int) -> bytes:
+    """Read past the page cache, which may not know what another host has written.
+
+    Only the end of a file, when no whole sector, is read through it. Raises DiskError, DiskTimeout.
+    """
+    owner = engine()
+    file = owner.files.hold(path)
+    try:
+        first = offset - offset % file.sector_size
+        whole = (offset + length) - (offset + length) % file.sector_size
+        if whole > first:
+            data: bytes = owner.run_once(_reading(path, first, whole - first), path)
+            return data[offset - first :]
+        return os.pread(fd, length, offset)
+    except OSError as error:
+        raise DiskError(path, offset, "read", error.errno or 0, error.strerror or "") from error
+    finally:
+        owner.files.drop(path)
+
+
+def _reading(path: str, offset: int, length: int) -> Protocol[bytes]:
+    data: bytes = yield Read(path, offset, length, FORMAT_TIMEOUT_US)
+    return data
 
 
 def _next_data(fd: int, at: int, end: int) -> int:
@@ -300,8 +339,9 @@ def _next_data(fd: int, at: int, end: int) -> int:
         return at
 
 
-def _what_is_there(fd: int, offset: int) -> str:
-    head = os.pread(fd, 512, offset).ljust(512, b"\0")
+def _what_is_there(fd: int, path: str, offset: int) -> str:
+    length = min(4096, os.lseek(fd, 0, os.SEEK_END) - offset)
+    head = _read(fd, path, offset, length)[:512].ljust(512, b"\0")
     leader = unpack_leader(head)
     name = cut_name(leader.resource_name).decode("utf-8", "backslashreplace")
     space = cut_name(leader.space_name).decode("utf-8", "backslashreplace")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from paxoslease.disk.decode import AreaFound, decode_device
 from paxoslease.engine.host import engine
+from paxoslease.errors import DiskTimeout
 from paxoslease.protocol.effects import Protocol, Read
 from paxoslease.timing import IO_TIMEOUT_DEFAULT_S, SECOND_US
 
@@ -20,10 +21,12 @@ def inspect_device(
     """Yield every lease area found on a device or file from `offset` on.
 
     Reads with O_DIRECT, so that what another host wrote is seen. progress(offset, size) is called
-    on the way. Raises DiskError, UnsuitableDevice for a path that cannot be opened; places that
-    cannot be read are findings.
+    on the way. Raises DiskError, UnsuitableDevice for a path that cannot be opened, DiskTimeout for
+    a device that hangs (each further read would take as long); places that cannot be read are
+    findings.
     """
     owner = engine()
+    hung: list[DiskTimeout] = []
     file = owner.files.hold(path)
     try:
         size = file.size_bytes - file.size_bytes % file.sector_size
@@ -34,14 +37,21 @@ def inspect_device(
             end = min(size, -(-(at + length) // file.sector_size) * file.sector_size)
             if end <= first:
                 return b""
-            data = owner.run_once(_read(path, first, end - first, io_timeout), path)
+            try:
+                data = owner.run_once(_read(path, first, end - first, io_timeout), path)
+            except DiskTimeout as error:
+                hung.append(error)
+                raise
             return data[at - first : at - first + length]
 
         def tell(at: int) -> None:
             if progress is not None:
                 progress(at, size)
 
-        yield from decode_device(read, path, size, start=offset, progress=tell)
+        for area in decode_device(read, path, size, start=offset, progress=tell):
+            if hung:
+                raise hung[0].with_traceback(None)
+            yield area
     finally:
         owner.files.drop(path)
 
