@@ -20,7 +20,7 @@ _SENTENCES = {
     "killpath_failed": "{1} could not be started to stop process {0}: {2}",
     "killpath_ended": "the program that was to stop process {0} ended with status {1}",
     "watchdog_reopened": "watchdog {0} is kept alive again",
-    "watchdog_abandoned": "watchdog {0} is not kept alive any more: the host will be reset in {1} s",
+    "watchdog_abandoned": "watchdog {0} is not kept alive: the host will be reset in {1} s",
     "watchdog_failed": "watchdog {0} cannot be kept alive: {1}",
     "io_timeout": "{0} of {1} at offset {2} does not end",
     "io_came_back": "{0} of {1} at offset {2}, which had not ended in time, has ended now",

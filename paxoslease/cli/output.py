@@ -25,6 +25,7 @@ Json = Mapping[str, object]
 
 _DISK_HINTS = {
     errno.ENOENT: "look at how the path is written; only `format` creates files",
+    errno.EINVAL: "offsets must be multiples of the sector size, and areas lie at multiples of 1M",
     errno.ENXIO: "the device is not there (any more)",
     errno.EACCES: "run it as a user who may write there, such as root",
     errno.EPERM: "run it as a user who may write there, such as root",
