@@ -136,13 +136,39 @@ def acquire(
     """
     if not 1 <= host_id <= space.area.sizes.max_hosts:
         raise HostIdInvalid(space.name, host_id, space.area.sizes.max_hosts)
+    name = host_name if earlier_life_over else None
+    record = yield from _take(space, host_id, host_name, timing, name, None)
+    now_us: int = yield Now()
+    if 2 * (now_us - record.timestamp * SECOND_US) > timing.fail_us:
+        # The wait was for contenders with a longer io_timeout and has used up our own time. The
+        # record is ours by now and states our io_timeout, so a second round is short.
+        record = yield from _take(space, host_id, host_name, timing, name, record)
+    return Held(record, record.timestamp * SECOND_US, True)
+
+
+def _take(
+    space: Lockspace,
+    host_id: int,
+    host_name: bytes,
+    timing: Timing,
+    earlier_name: bytes | None,
+    mine: Leader | None,
+) -> Protocol[Leader]:
+    """Take the record once and return it as written; one that is `mine` is not another host's.
+
+    `earlier_name`: the name of a life of ours that is over, None for no such life.
+    """
     asked_us: int = yield Now()
     found = yield from read_delta(space, host_id, timing)
-    settle_io = max(timing.io_timeout, found.io_timeout)  # M9: the largest any contender may use
-    ours = earlier_life_over and same_name(found.resource_name, host_name)
+    ours = found == mine or (
+        earlier_name is not None and same_name(found.resource_name, earlier_name)
+    )
     if not found.is_free and not ours:
         asked_us, found = yield from _outwait(space, host_id, found, timing)
-    settle_us = delta_settle_us(settle_io)
+    # Contenders know of each other only the record that all of them read. So its io_timeout limits
+    # how late anybody's write may land, and nobody waits for less than that (M9, 15.4).
+    limit_us = delta_settle_us(found.io_timeout or timing.io_timeout)
+    settle_us = max(limit_us, delta_settle_us(timing.io_timeout))
     now_us: int = yield Now()
     record = found._replace(
         owner_id=host_id,
@@ -157,7 +183,7 @@ def acquire(
         offset,
         pack_leader(record, space.area.sector_size),
         timing.io_us,
-        asked_us + settle_us,
+        asked_us + limit_us,
     )
     try:
         yield write
@@ -168,20 +194,20 @@ def acquire(
     else:
         ticket = 0
     if ticket:
-        # M7: nothing more is done to this sector from here until the write is back. It then came
-        # too late for the wait below to cover it, which the check after it finds.
+        # M7: nothing more is done to this sector from here until the write is back. If that is
+        # too late for the contenders' waits, the check after it finds it.
         yield Landed(ticket)
     written_us: int = yield Now()
-    if written_us - asked_us > settle_us:
+    if written_us - asked_us > limit_us:
         # A competitor may have re-read before our write landed (M9, spec/algorithms.md 15.4).
         raise _busy(space, host_id, found)
-    # Safe because a competitor that read the record before our write spends at most one I/O
-    # time-out in its read and one in its write, and gives up when it took longer (above).
+    # Safe because a competitor that read the record before our write has its own on disk within
+    # the limit, or gives up (above).
     yield Sleep(settle_us, cancellable=True)
     again = yield from read_delta(space, host_id, timing)
     if again != record:
         raise _busy(space, host_id, again)
-    return Held(record, record.timestamp * SECOND_US, True)
+    return record
 
 
 def _outwait(
@@ -317,6 +343,7 @@ def release(space: Lockspace, held: Held, timing: Timing) -> Protocol[None]:
     The record is re-read and left alone when it is not the one last written, or when a successor
     might hold it by now (rule M13): a blind write could free or roll back its lease.
 
+    Returns, or raises, only when nothing of it is in flight any more.
     Raises LockspaceFailed when the lease must not be released, BadRecord, DiskTimeout, DiskError.
     """
     if not held.certain:
@@ -329,4 +356,14 @@ def release(space: Lockspace, held: Held, timing: Timing) -> Protocol[None]:
     freed = held.leader._replace(timestamp=0).sealed()
     offset = space.area.delta(held.host_id)
     data = pack_leader(freed, space.area.sector_size)
-    yield Write(space.area.path, offset, data, timing.io_us, not_after_us)
+    ticket = 0
+    try:
+        yield Write(space.area.path, offset, data, timing.io_us, not_after_us)
+    except DiskTimeout as error:
+        if not error.ticket:
+            raise
+        ticket = error.ticket
+    if ticket:
+        # M7: a "free" that lands after a successor took the record would void its leases at once.
+        # So the caller must not disarm the watchdog before it has landed.
+        yield Landed(ticket)

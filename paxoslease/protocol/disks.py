@@ -197,7 +197,10 @@ def write_at(
 
 
 def read_at(claim: Claim, offsets: tuple[int, ...]) -> Protocol[bytes]:
-    """Read one sector from the first disk that answers (LVB). Raises DiskTimeout, DiskError."""
+    """Read one sector that write_at wrote (LVB), as most disks show it.
+
+    Raises BadRecord when too few disks answer to know, DiskTimeout, DiskError.
+    """
     areas = claim.resource.disks
     answers = yield from _all(
         tuple(
@@ -205,10 +208,13 @@ def read_at(claim: Claim, offsets: tuple[int, ...]) -> Protocol[bytes]:
             for a, offset in zip(areas, offsets, strict=True)
         )
     )
-    good = [a for a in answers if not isinstance(a, PaxosleaseError)]
+    good: list[bytes] = [a for a in answers if not isinstance(a, PaxosleaseError)]
     _need_majority(claim, len(good), [a for a in answers if isinstance(a, PaxosleaseError)])
-    first: bytes = good[0]
-    return first
+    newest = max(good, key=good.count)
+    if len(good) < len(areas) and 2 * good.count(newest) <= len(areas):
+        # A disk that we cannot see decides which of these was acknowledged.
+        raise claim.where(0).bad("LVB", "content", "a majority that agrees", "none", -222)
+    return newest
 
 
 def _all(effects: tuple[Read | ReadBallot, ...]) -> Protocol[tuple[Any, ...]]:

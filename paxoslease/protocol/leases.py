@@ -172,21 +172,34 @@ def acquire_shared(
 
 
 def _make_shared(lease: Lease) -> Protocol[Lease]:
-    """Turn an exclusive lease into a shared one, in the order of M23."""
-    standing: Standing = yield Membership()
-    own = lease.own._replace(shared_generation=standing.generation, released=False)
+    """Turn a lease that was won for a moment into a shared one, or give it up."""
+    failure: PaxosleaseError | None = None
+    own = lease.own
     try:
-        shelf = yield from shelf_life(lease.claim)
-        yield from write_own(lease.claim, own, shelf.not_after_us)
+        own = yield from _write_mode_block(lease)
     except PaxosleaseError as error:
-        failure: PaxosleaseError | None = error
-    else:
-        failure = None
+        failure = error
     if failure is not None:
         # The mode block may be there or not: give everything up, mode block included.
-        own = own._replace(shared_generation=None)
         yield from settle_release(lease.claim, lease.leader, own)
         raise failure
+    return (yield from _free_for_sharers(lease, own))
+
+
+def _write_mode_block(lease: Lease) -> Protocol[HostSector]:
+    """Write the own sector with the mode block and without RELEASED, first of all (M23).
+
+    Raises DecisionStale, DiskTimeout, DiskError, LockspaceFailed; the lease is exclusive still.
+    """
+    standing: Standing = yield Membership()
+    own = lease.own._replace(shared_generation=standing.generation, released=False)
+    shelf = yield from shelf_life(lease.claim)
+    yield from write_own(lease.claim, own, shelf.not_after_us)
+    return own
+
+
+def _free_for_sharers(lease: Lease, own: HostSector) -> Protocol[Lease]:
+    """Free the leader, then write RELEASED; `own` is the sector with our mode block (M23)."""
     refused = yield from free_leader(lease.claim, lease.leader)
     if refused is not None:
         yield from write_released(lease.claim, own._replace(shared_generation=None))
@@ -247,10 +260,16 @@ def convert_to_exclusive(lease: Lease, want: Want = ANYTHING) -> Protocol[Lease]
 
 
 def convert_to_shared(lease: Lease, *, lvb: bytes | None = None) -> Protocol[Lease]:
-    """Turn an exclusive lease into a shared one (7.5). Raises as acquire_shared's last part."""
+    """Turn an exclusive lease into a shared one (7.5).
+
+    Its user goes on meanwhile, so nothing is given up on the way: when the mode block cannot be
+    written the lease stays exclusive. Raises what write_lvb raises, DecisionStale, DiskError, and
+    ReleaseRefused when somebody took the lease in spite of us being alive.
+    """
     if lvb is not None:
         yield from write_lvb(lease, lvb)
-    return (yield from _make_shared(lease))
+    own = yield from _write_mode_block(lease)
+    return (yield from _free_for_sharers(lease, own))
 
 
 def read_lvb(claim: Claim) -> Protocol[bytes]:
