@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from paxoslease.errors import Cancelled, LockspaceFailed, PaxosleaseError, StorageError
-from paxoslease.protocol.contention import NO_TURN, acquire_waiting, turn_after
+from paxoslease.protocol.contention import NO_TURN, Turn, acquire_waiting, turn_after
 from paxoslease.protocol.disks import Claim
 from paxoslease.protocol.effects import Protocol, Sleep
 from paxoslease.protocol.leases import (
@@ -29,10 +29,19 @@ PATIENCE_US = 12 * SECOND_US
 CALM_THINK_US = 10 * SECOND_US
 
 
+class _Wanted(NamedTuple):
+    """How a user goes about a lease. at_once: it does not wait for its turn."""
+
+    shared: bool
+    at_once: bool
+    turn: Turn
+
+
 def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
     """Take and give back one lease again and again until the host winds down or fails."""
     o, rng = host.world.options, host.world.rng
     turn = NO_TURN
+    pushy = o.pushy
     while not host.winding_down:
         think_us = o.think_us if host.world.faults.is_on else max(o.think_us, CALM_THINK_US)
         yield from _rest(int(think_us * rng.expovariate(1.0)))
@@ -40,7 +49,10 @@ def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
             return
         shared = rng.random() < o.shared
         host.busy(watched, True)
-        lease = yield from _take(host, watched, claim, shared, turn)
+        wanted = _Wanted(shared, rng.random() < pushy, turn)
+        lease = yield from _take(host, watched, claim, wanted)
+        # A pushy user that gets nothing comes to its senses, else two of them may go on for ever.
+        pushy = o.pushy if lease else pushy / 2
         if lease is None:
             host.busy(watched, False)
             continue
@@ -48,7 +60,7 @@ def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
         host.busy(watched, False)
         yield from _use(host, use)
         data = None
-        if not use.shared and o.disks == 1 and rng.random() < o.lvb:
+        if not use.shared and rng.random() < o.lvb:
             data = host.world.next_lvb(claim.sector_size)
         host.end_use(use)
         host.busy(watched, True)
@@ -64,18 +76,18 @@ def _rest(duration_us: int) -> Protocol[None]:
         yield Sleep(duration_us, cancellable=True)
 
 
-def _take(
-    host: Host, watched: Watched, claim: Claim, shared: bool, turn: Any
-) -> Protocol[Lease | None]:
+def _take(host: Host, watched: Watched, claim: Claim, wanted: _Wanted) -> Protocol[Lease | None]:
     """Acquire; None when it was not to be had. Raises LockspaceFailed."""
     until_us = host.local(host.world.driver.now) + int(PATIENCE_US * host.world.rng.random())
     try:
         if host.is_original:
             return (yield from original.acquire(claim))  # type: ignore[return-value]
-        if host.world.rng.random() < host.world.options.pushy:
-            lease = yield from (acquire_shared if shared else acquire_exclusive)(claim)
+        if wanted.at_once:
+            lease = yield from (acquire_shared if wanted.shared else acquire_exclusive)(claim)
         else:
-            lease = yield from acquire_waiting(claim, until_us, shared=shared, turn=turn)
+            lease = yield from acquire_waiting(
+                claim, until_us, shared=wanted.shared, turn=wanted.turn
+            )
     except LockspaceFailed:
         raise
     except PaxosleaseError as error:
@@ -90,7 +102,7 @@ def _take(
 def _use(host: Host, use: Use) -> Protocol[None]:
     """Use a lease: read its LVB, convert it perhaps, hold it for a while."""
     o, rng = host.world.options, host.world.rng
-    if o.lvb and o.disks == 1:
+    if o.lvb:
         try:
             data = yield from read_lvb(use.lease.claim)
         except StorageError:
@@ -127,7 +139,9 @@ def give_back(host: Host, watched: Watched, lease: Lease, data: bytes | None) ->
         yield from original.release(lease)  # type: ignore[arg-type]
         return
     if data is not None:
-        watched.writing(data, lambda: host.member is member and member.failure is None)
+        watched.writing(
+            data, lambda: host.member is member and host.is_up and member.failure is None
+        )
     while True:
         try:
             refused = yield from release(lease, lvb=data)
