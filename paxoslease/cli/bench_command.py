@@ -9,6 +9,8 @@ an earlier run of this command.
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +23,16 @@ from paxoslease.cli.addresses import Place, place, seconds
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.options import add_json, add_sizes
 from paxoslease.cli.output import console, print_json, print_table
-from paxoslease.errors import ConfigError
+from paxoslease.errors import ConfigError, DiskError
 
 Samples = npt.NDArray[np.float64]
 SCRATCH_LOCKSPACE = "paxoslease-bench"
+MEASURES = {
+    "renewal": "read the lockspace area past all caches, then write one sector durably, as every "
+    "member does once in two io_timeouts; one after the other, by one host",
+    "acquire": "acquire a free lease and release it, one after the other, by one host without "
+    "rivals; as seen by a caller of the Python API",
+}
 _PERCENTILES = (50, 90, 99, 99.9)
 
 
@@ -74,17 +82,19 @@ class Measured(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, report, and say whether the storage suits the io_timeout."""
-    if arguments.plot and Path(arguments.plot).suffix not in (".svg", ".png", ".pdf"):
-        raise ConfigError("--plot", f"'{arguments.plot}' does not end in .svg, .png or .pdf")
+    if arguments.plot:
+        _check_plot(arguments.plot)
     measure = {"renewal": _measure_renewal, "acquire": _measure_acquire}[arguments.subject]
     measured = measure(arguments)
     worst_ms = max(float(m.samples_ms.max()) for m in measured)
     verdict = judge(worst_ms, arguments.io_timeout)
     if arguments.plot:
-        _plot(arguments.plot, measured, arguments.place)
+        _plot(arguments.plot, measured, f"{arguments.subject} at {arguments.place}")
     if arguments.json:
         print_json(
             {
+                "subject": arguments.subject,
+                "measures": MEASURES[arguments.subject],
                 "place": str(arguments.place),
                 "operations": [
                     {"name": m.name, "count": len(m.samples_ms), "ms": m.percentiles()}
@@ -95,11 +105,23 @@ def run(arguments: argparse.Namespace) -> int:
             }
         )
         return Exit.OK
+    print(f"{arguments.subject} at {arguments.place}: {MEASURES[arguments.subject]}\n")
     _print(measured)
-    print(verdict)
+    print(f"\n{verdict}")
     if arguments.plot:
         print(f"histogram: {arguments.plot}")
     return Exit.OK
+
+
+def _check_plot(path: str) -> None:
+    """See early that a picture can be written, and not after measuring for a minute."""
+    if Path(path).suffix not in (".svg", ".png", ".pdf"):
+        raise ConfigError("--plot", f"'{path}' does not end in .svg, .png or .pdf")
+    directory = Path(path).absolute().parent
+    if not directory.is_dir():
+        raise DiskError(path, 0, "create", errno.ENOENT, os.strerror(errno.ENOENT))
+    if not os.access(directory, os.W_OK):
+        raise DiskError(path, 0, "create", errno.EACCES, os.strerror(errno.EACCES))
 
 
 def judge(worst_ms: float, io_timeout: int) -> str:
@@ -192,13 +214,13 @@ def histogram(measured: Measured, bins: int = 12) -> str:
     counts, _ = np.histogram(samples, edges)
     finite = np.geomspace(samples.min(), max(samples.max(), samples.min() * 1.01), bins + 1)
     lines = [f"\n{measured.name}:"]
-    for low, high, count in zip(finite, finite[1:], counts, strict=True):
+    for low, high, count in zip(finite[:-1], finite[1:], counts, strict=True):
         bar = "█" * round(40 * count / max(1, counts.max()))
         lines.append(f"  {low:9.3f} - {high:9.3f} ms  {count:7d}  {bar}")
     return "\n".join(lines)
 
 
-def _plot(path: str, measured: list[Measured], where: Place) -> None:
+def _plot(path: str, measured: list[Measured], title: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -212,7 +234,7 @@ def _plot(path: str, measured: list[Measured], where: Place) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("operations")
-    axes.set_title(f"{where}")
+    axes.set_title(title)
     axes.legend()
     figure.tight_layout()
     figure.savefig(path)

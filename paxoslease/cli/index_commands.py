@@ -11,7 +11,7 @@ from paxoslease.cli.addresses import Place, name, place
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.interrupts import interrupts
 from paxoslease.cli.options import add_json, add_membership
-from paxoslease.cli.output import print_json, print_table
+from paxoslease.cli.output import error_as_json, print_json, print_table
 
 if TYPE_CHECKING:
     from paxoslease import Lockspace
@@ -102,9 +102,17 @@ def _lookup(arguments: argparse.Namespace) -> int:
 def _rebuild(arguments: argparse.Namespace) -> int:
     index: Place = arguments.index
     with _joined(arguments) as lockspace:
-        count = lockspace.rebuild(index.path, offset=index.offset)
+        rebuilt = lockspace.rebuild(index.path, offset=index.offset)
     if arguments.json:
-        print_json({"entries": count})
-    else:
-        print(f"the index has {count} entries")
+        print_json(
+            {
+                "entries": [{"name": one.name, "offset": one.offset} for one in rebuilt.resources],
+                "problems": [error_as_json(problem) for problem in rebuilt.problems],
+            }
+        )
+        return Exit.OK
+    count = len(rebuilt.resources)
+    print(f"the index has {count} {'entry' if count == 1 else 'entries'}")
+    for problem in rebuilt.problems:
+        print(f"  ! {problem} (code {problem.code})")
     return Exit.OK
