@@ -45,9 +45,18 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         ("acquire", "acquire and release one lease"),
     ):
         what = subjects.add_parser(subject, help=words, description=words.capitalize() + ".")
-        what.add_argument("place", type=place, metavar="PATH[:OFFSET]")
         what.add_argument(
-            "--seconds", type=seconds, default=10.0, metavar="S", help="default: %(default)s"
+            "place",
+            type=place,
+            metavar="PATH[:OFFSET]",
+            help="a scratch area: empty, or of an earlier run",
+        )
+        what.add_argument(
+            "--seconds",
+            type=seconds,
+            default=10.0,
+            metavar="S",
+            help="for how long (default: %(default)s)",
         )
         what.add_argument(
             "--io-timeout",

@@ -21,9 +21,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "nothing was found. Only reads. On a disk in use a record may be caught in the middle of "
         "an operation: check again before you believe a single finding.",
     )
-    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]")
+    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
     parser.add_argument(
-        "--io-timeout", type=int, default=10, metavar="S", help="default: %(default)s"
+        "--io-timeout",
+        type=int,
+        default=10,
+        metavar="S",
+        help="time-out of one read (default: %(default)s)",
     )
     add_json(parser)
     parser.set_defaults(run=run)

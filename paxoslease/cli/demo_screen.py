@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paxoslease.cli.demo_plan import DEAD_S, GUEST, HOST_NAMES
+from paxoslease.cli.demo_plan import DEAD_S, GUEST, HOLD_S, HOST_NAMES
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.panel import Panel
     from rich.table import Table
 
 _WIDTH = 60
+_EXPECTED_S = HOLD_S * 1.5 + DEAD_S + 2.5
+_LEGEND = "· joined, █ runs the guest, ✗ killed, ? not known to be dead yet"
+_COLOURS = ("", "green", "bold red", "yellow", "dim")  # by the groups of a pattern
 
 
 class Event(NamedTuple):
@@ -63,7 +68,7 @@ class Screen:
         if live:
             from rich.live import Live as RichLive
 
-            self._live = RichLive(refresh_per_second=10, transient=True)
+            self._live = RichLive(refresh_per_second=10)
         else:
             print(f"Two hosts share {disk}. Both want to run {GUEST}.")
 
@@ -79,8 +84,8 @@ class Screen:
         trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
+            self._live.update(self._picture())
             self._live.stop()
-            self._live = None
 
     def add(self, event: Event) -> None:
         """Show an event. A refusal that says the same as the last is shown once."""
@@ -107,17 +112,38 @@ class Screen:
     def tick(self) -> None:
         """Refresh what depends on the time."""
         if self._live is not None:
-            self._live.update(self._table())
+            self._live.update(self._picture())
 
     def _countdown(self) -> str:
         left = self.killed_at + DEAD_S - time.monotonic()
         if not self.killed_at or self.took_over_at:
-            return ""
+            return " "
         if left <= 0:
             return "[green]it is safe now[/green]"
         done = int((1 - left / DEAD_S) * 30)
         bar = "█" * done + "░" * (30 - done)
         return f"[yellow]{bar}[/yellow] at most {left:4.1f} s until the take-over is safe"
+
+    def _picture(self) -> Panel:
+        """Return the live screen: what happened, the time line so far, and the countdown."""
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.text import Text
+
+        now = time.monotonic()
+        scale = _WIDTH / max(now - self.begun, _EXPECTED_S)
+        lines = [" "]
+        for host, name in HOST_NAMES.items():
+            row = re.sub(
+                r"(█+)|(✗)|(\?+)|(·+)",
+                lambda m: f"[{_COLOURS[m.lastindex or 0]}]{m[0]}[/]",
+                self._row(host, now, scale),
+            )
+            lines.append(f"[bold]{name}[/bold]  {row}")
+        lines += [f"[dim]{' ' * len(name)}  {_LEGEND}[/dim]", " ", self._countdown()]
+        content = Group(self._table(), *(Text.from_markup(line) for line in lines))
+        title = "Two hosts, one shared disk, one guest that must not run twice"
+        return Panel(content, title=title, subtitle=f"[dim]{self.disk}[/dim]", padding=(1, 2))
 
     def _table(self) -> Table:
         from rich.table import Table
@@ -126,21 +152,21 @@ class Screen:
         table.add_column(justify="right", style="dim")
         table.add_column(style="bold")
         table.add_column()
-        table.add_row("", "", f"[dim]Two hosts share {self.disk}. Both want to run {GUEST}.[/dim]")
         for event in self.events:
             style = {"power failure": "red", "acquired": "green", "running": "green"}.get(
                 event.event, ""
             )
             text = f"[{style}]{event.text()}[/{style}]" if style else event.text()
             table.add_row(f"{event.at - self.begun:.1f} s", HOST_NAMES[event.host], text)
-        table.add_row("", "", self._countdown())
         return table
 
     def timeline(self) -> None:
-        """Print the time line of both hosts: who ran the guest when."""
+        """Print the time line of both hosts, who ran the guest when, unless it is there already."""
+        if self._live is not None:
+            return
         end = max((event.at for event in self.events), default=self.begun)
         scale = _WIDTH / max(end - self.begun, 0.1)
-        print("\nTime line (· joined, █ runs the guest, ✗ killed, ? not known to be dead yet):")
+        print(f"\nTime line ({_LEGEND}):")
         for host in HOST_NAMES:
             print(f"  {HOST_NAMES[host]:<12} {self._row(host, end, scale)}")
         print(f"  {'':<12} 0{'':{_WIDTH - 6}}{end - self.begun:4.1f} s\n")

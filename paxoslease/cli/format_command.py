@@ -12,6 +12,8 @@ from paxoslease.cli.output import print_json
 from paxoslease.timing import IO_TIMEOUT_DEFAULT_S
 
 _FORCE = "destroy what the place holds now"
+_PLACE = "its name, and where it is to be: OFFSET is a multiple of the align size"
+_INDEX_PLACE = "the lockspace of its resources, and where it is to be; the resources lie behind it"
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -25,7 +27,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     subjects = parser.add_subparsers(dest="subject", metavar="SUBJECT", required=True)
     lockspace = subjects.add_parser("lockspace", help="one sector per host id")
-    lockspace.add_argument("place", type=named_place, metavar="NAME:PATH[:OFFSET]")
+    lockspace.add_argument("place", type=named_place, metavar="NAME:PATH[:OFFSET]", help=_PLACE)
     lockspace.add_argument(
         "--io-timeout",
         type=int,
@@ -34,10 +36,16 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="stored for the first host that joins each id (default: %(default)s)",
     )
     resource = subjects.add_parser("resource", help="one lease")
-    resource.add_argument("place", type=named_place, metavar="NAME:PATH[:OFFSET]")
-    resource.add_argument("--lockspace", type=name, required=True, metavar="NAME")
+    resource.add_argument("place", type=named_place, metavar="NAME:PATH[:OFFSET]", help=_PLACE)
     resource.add_argument(
-        "--num-hosts", type=int, default=0, metavar="N", help="largest host id that can use it"
+        "--lockspace", type=name, required=True, metavar="NAME", help="whose members may use it"
+    )
+    resource.add_argument(
+        "--num-hosts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="largest host id that can use it (default: all)",
     )
     resource.add_argument(
         "--count",
@@ -47,9 +55,15 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="make N resources NAME0, NAME1, ... one behind the other (default: one, NAME)",
     )
     index = subjects.add_parser("index", help="an index of resources, found by name")
-    index.add_argument("place", type=named_place, metavar="LOCKSPACE:PATH[:OFFSET]")
     index.add_argument(
-        "--max-resources", type=int, default=0, metavar="N", help="how many entries may be used"
+        "place", type=named_place, metavar="LOCKSPACE:PATH[:OFFSET]", help=_INDEX_PLACE
+    )
+    index.add_argument(
+        "--max-resources",
+        type=int,
+        default=0,
+        metavar="N",
+        help="how many entries may be used (default: 4096, or what fits)",
     )
     for subject in (lockspace, resource, index):
         add_sizes(subject)

@@ -22,13 +22,23 @@ _INDEX_HELP = "where the index is"
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the four commands; all but lookup join the lockspace while they work."""
     create = commands.add_parser("create", help="create a resource in an index")
-    create.add_argument("name", type=name, metavar="NAME")
-    create.add_argument("--num-hosts", type=int, default=0, metavar="N")
+    create.add_argument("name", type=name, metavar="NAME", help="the resource")
+    create.add_argument(
+        "--num-hosts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="largest host id that can use it (default: all)",
+    )
     delete = commands.add_parser("delete", help="delete a resource from an index")
-    delete.add_argument("name", type=name, metavar="NAME")
+    delete.add_argument("name", type=name, metavar="NAME", help="the resource")
     lookup = commands.add_parser("lookup", help="find resources in an index, or list them all")
-    lookup.add_argument("name", type=name, metavar="NAME", nargs="?")
-    lookup.add_argument("--index", type=place, required=True, metavar="PATH[:OFFSET]")
+    lookup.add_argument(
+        "name", type=name, metavar="NAME", nargs="?", help="the resource (default: all)"
+    )
+    lookup.add_argument(
+        "--index", type=place, required=True, metavar="PATH[:OFFSET]", help=_INDEX_HELP
+    )
     rebuild = commands.add_parser("rebuild", help="make the index anew from what the device holds")
     for parser, action in ((create, _create), (delete, _delete), (rebuild, _rebuild)):
         parser.add_argument(

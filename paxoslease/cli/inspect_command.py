@@ -27,9 +27,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "align size: who holds what, every record that was ever used, and what is wrong. "
         "Only reads.",
     )
-    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]")
+    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
     parser.add_argument(
-        "--io-timeout", type=int, default=10, metavar="S", help="default: %(default)s"
+        "--io-timeout",
+        type=int,
+        default=10,
+        metavar="S",
+        help="time-out of one read (default: %(default)s)",
     )
     add_json(parser)
     parser.set_defaults(run=run)

@@ -19,7 +19,7 @@ def add_sizes(parser: argparse.ArgumentParser) -> None:
         "--sector-size",
         type=size,
         metavar="BYTES",
-        help="512 or 4096 (default: that of the device; 512 for a file)",
+        help="512 or 4096 (default: that of the device or file system)",
     )
     parser.add_argument(
         "--align-size",
@@ -43,7 +43,7 @@ def add_membership(parser: argparse.ArgumentParser) -> None:
         type=host_id,
         required=True,
         metavar="N",
-        help="this host's id: 1 to 2000, every host its own",
+        help="this host's id, every host its own: 1 to 2000, or to what the lockspace has room for",
     )
     parser.add_argument(
         "--host-name",
