@@ -117,15 +117,18 @@ def free_leader(
     As long as neither a free leader nor RELEASED is visible nobody can take the next version, so
     this write cannot roll anything back (M23). A leader that is not ours any more is left alone
     and reported. A leader that is free already is not written again: somebody may be about to
-    write the next version. Repeated until it is on disk; raises LockspaceFailed.
+    write the next version. Repeated until it is on disk; raises LockspaceFailed. A write that was
+    reported as failed may have landed: a larger version that is found after it is no refusal.
 
     Raises ReleaseRefused when the resource is not there any more, or was deleted and made anew:
     then nothing in its area is ours to write. A leader with an older version is a rolled back one
     only if our own sector still shows our version; a formatter wipes that, nobody else does.
     """
     retry = _Retry()
+    tried = False
     while True:
         failure: StorageError | None = None
+        writing = False
         shelf = yield from shelf_life(claim)
         try:
             found = yield from read_leader(claim)
@@ -133,8 +136,10 @@ def free_leader(
                 mine = yield from read_host_sector(claim, claim.host_id)
                 if mine.lver < last.lver:
                     raise _refused(claim, last, found.lver, found.owner_id)
-            refused = _refusal(claim, last, found)
-            if refused is None and not (found.lver == last.lver and found.is_free):
+            went_on = tried and found.lver > last.lver
+            refused = None if went_on else _refusal(claim, last, found)
+            is_free = found.lver == last.lver and found.is_free
+            if refused is None and not (went_on or is_free):
                 freed = last._replace(
                     timestamp=0,
                     flags=last.flags & ~SHORT_HOLD,
@@ -143,6 +148,7 @@ def free_leader(
                     write_generation=shelf.standing.generation,
                     write_timestamp=shelf.now_us // SECOND_US,
                 ).sealed()
+                writing = True
                 yield from write_leader(claim, freed, shelf.not_after_us)
         except DecisionStale:
             failure = None
@@ -152,6 +158,7 @@ def free_leader(
             failure = error
         except StorageError as error:
             failure = error
+            tried = tried or writing
         else:
             return refused
         retry = yield from _again(retry, failure, claim)
