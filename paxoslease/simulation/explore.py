@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 from paxoslease.simulation.explore_locals import LocalStates
 from paxoslease.simulation.explore_values import BLOCKED, TWO_OWNERS, Step
+from paxoslease.simulation.explore_words import owners_in_words
 from paxoslease.simulation.explore_world import LeaseWorld
 
 _ALONE_STEPS_MAX = 80  # an attempt that meets nobody takes about ten
@@ -196,7 +197,6 @@ def describe(model: Model, worlds: tuple[Any, ...]) -> str:
         lines.append(f"{number:3}. {model.words_of_step(before, step)}")
         owners = model.owners(after)
         if owners != model.owners(before):
-            names = " and ".join(f"host {h} (version {v})" for h, v in owners) or "nobody"
-            lines.append(f"     owner now: {names}")
+            lines.append(f"     owner now: {owners_in_words(owners)}")
     lines.append(model.words_of(worlds[-1]))
     return "\n".join(lines)

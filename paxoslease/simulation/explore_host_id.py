@@ -29,7 +29,7 @@ from paxoslease.errors import DecisionStale, DiskTimeout, HostIdBusy
 from paxoslease.protocol import delta
 from paxoslease.protocol.delta import Held, Lockspace
 from paxoslease.protocol.effects import Landed, Notify, Now, Protocol, Read, Sleep, Write
-from paxoslease.simulation.explore_locals import DONE, Given, LocalStates, Throw
+from paxoslease.simulation.explore_locals import DONE, Given, LocalStates, Mark, Throw
 from paxoslease.simulation.explore_values import TWO_OWNERS, Step, Table
 from paxoslease.timing import SECOND_US, Timing
 
@@ -122,7 +122,7 @@ class HostIdWorld:
     def _resolve(self, number: int, effect: Any) -> Given | None:
         if isinstance(effect, Notify):
             self.sometimes["won", number + 1] += 1
-            return Given(mark=1)
+            return Given(mark=Mark(1, True))
         return None
 
     def initial(self) -> Contest:
@@ -140,7 +140,7 @@ class HostIdWorld:
         return tuple(
             (i + 1, 1)
             for i, contender in enumerate(world.contenders)
-            if contender.p >= 0 and self.locals.mark[contender.p]
+            if contender.p >= 0 and self.locals.mark[contender.p].value
         )
 
     def steps(self, world: Contest) -> list[Step]:

@@ -30,14 +30,25 @@ class Throw(NamedTuple):
     fields: tuple[Any, ...]
 
 
+class Mark(NamedTuple):
+    """What a local state and those after it carry, or only that one if not `stays`."""
+
+    value: int
+    stays: bool
+
+
 class Given(NamedTuple):
     """How an effect is answered on the spot.
 
-    mark: not None: the local state that follows carries it, up to the next answer.
+    mark: the mark from here on, None for the same. ends: it ends with the next open answer.
     """
 
     answer: Any = None
-    mark: Hashable = None
+    mark: Mark | None = None
+    ends: bool = False
+
+
+NO_MARK: Final = Mark(0, False)
 
 
 class LocalKey(NamedTuple):
@@ -45,7 +56,7 @@ class LocalKey(NamedTuple):
 
     number: int
     state: Hashable
-    mark: Hashable
+    mark: Mark
 
 
 class Origin(NamedTuple):
@@ -62,7 +73,7 @@ Resolve: TypeAlias = Callable[[int, Any], "Given | None"]
 class LocalStates:
     """All local states seen so far, of all processes of a search, by number p.
 
-    effect[p]: what it waits for, DONE at the end. mark[p]: see Given. begun[p]: the number of the
+    effect[p]: what it waits for, DONE at the end. mark[p]: see Mark. begun[p]: the number of the
     beginning that it descends from, in the order of the calls of `begin`. keys[key_of[p]]: its
     key. runs: how often generator code ran.
 
@@ -72,7 +83,7 @@ class LocalStates:
 
     def __init__(self, resolve: Resolve, *, histories: bool = False) -> None:
         self.effect: list[Any] = []
-        self.mark: list[Hashable] = []
+        self.mark: list[Mark] = []
         self.begun: list[int] = []
         self.key_of: list[int] = []
         self.keys: list[LocalKey] = []
@@ -97,7 +108,9 @@ class LocalStates:
         return self._go_on(process, self.begun[p], Origin(p, answer))
 
     def _go_on(self, process: Process, number: int, origin: Origin) -> int:
-        effect, mark = self._run(process, number, origin.answer)
+        before = NO_MARK if origin.parent < 0 else self.mark[origin.parent]
+        mark = before if before.stays else NO_MARK
+        effect, mark = self._run(process, number, origin.answer, mark)
         position: Hashable = DONE if effect is DONE else generator_key(process)
         content = LocalKey(number, position, mark)
         key = self._numbers.setdefault(content, len(self.keys))
@@ -117,17 +130,20 @@ class LocalStates:
                 del self._waiting[next(iter(self._waiting))]
         return p
 
-    def _run(self, process: Process, number: int, answer: Any) -> tuple[Any, Hashable]:
+    def _run(
+        self, process: Process, number: int, answer: Any, mark: Mark = NO_MARK
+    ) -> tuple[Any, Mark]:
         """Answer the open effect and those behind it, up to the next open one."""
         self.runs += 1
-        mark: Hashable = None
         try:
             effect = _answer(process, answer)
             while True:
                 given = self._resolve(number, effect)
                 if given is None:
                     return effect, mark
-                mark = given.mark if given.mark is not None else mark
+                mark = given.mark or mark
+                if given.ends:
+                    mark = mark._replace(stays=False)
                 effect = _answer(process, given.answer)
         except StopIteration:
             return DONE, mark

@@ -25,8 +25,16 @@ from paxoslease.protocol.effects import (
     Standing,
     Write,
 )
-from paxoslease.simulation.explore_lives import Choose, Ended, Granted, Program, life
-from paxoslease.simulation.explore_locals import DONE, Given, LocalStates
+from paxoslease.simulation.explore_lives import (
+    Choose,
+    Ended,
+    Granted,
+    Program,
+    Releasing,
+    life,
+    life_in_modes,
+)
+from paxoslease.simulation.explore_locals import DONE, Given, LocalStates, Mark
 from paxoslease.simulation.explore_values import (
     NOW_US,
     RESOURCE,
@@ -59,8 +67,9 @@ class Op(NamedTuple):
     """A local state, prepared: what it waits for and what is remembered of its answers.
 
     next: local states by the number of the answer. place: bit position of the sector, or of the
-    process looked at. data: number of the bytes to be written, ticket, or number of choices.
-    owner: the version that the process owns here, 0 for none.
+    process looked at. data: number of the bytes to be written, ticket, number of choices, or the
+    bits that an area read sees, of so many sectors.
+    owner: the version that the process owns here, negative if shared, 0 for none.
     """
 
     kind: int
@@ -113,7 +122,9 @@ class Processes:
         if begun.crashed:
             return corpse()
         claim = Claim(SPACE, RESOURCE, TIMING, begun.host_id)
-        return life(self.programs[begun.host_id - 1], claim, self.bounds.attempts)
+        program = self.programs[begun.host_id - 1]
+        lifelong = life if program.modes is None else life_in_modes
+        return lifelong(program, claim, self.bounds.attempts)
 
     def _resolve(self, number: int, effect: Any) -> Given | None:
         """Answer an effect that needs no world, None for the others."""
@@ -127,9 +138,11 @@ class Processes:
                 return Given()
             case Membership():
                 return Given(Standing(me.host_id, me.generation, NOW_US + TIMING.fail_us))
-            case Notify(Granted(lver)):
-                self.sometimes["grant", me.host_id] += 1
-                return Given(mark=lver)
+            case Notify(Granted(lver, shared)):
+                self.sometimes["share" if shared else "grant", me.host_id] += 1
+                return Given(mark=Mark(-lver if shared else lver, True))
+            case Notify(Releasing()):
+                return Given(ends=True)
             case Notify(Ended(error)):
                 self.sometimes["ended", me.host_id, error] += 1
                 return Given()
@@ -146,9 +159,7 @@ class Processes:
         for p in range(len(self.ops), len(self.locals.effect)):
             assert p < LOCAL_MASK, "widen the field of local states"
             me = self.lives[self.locals.begun[p]]
-            owner = self.locals.mark[p] or 0
-            assert isinstance(owner, int)
-            op = Op(DONE_WITH, {}, me.host_id, owner)
+            op = Op(DONE_WITH, {}, me.host_id, self.locals.mark[p].value)
             self.ops.append(self._prepared(op, self.locals.effect[p]))
 
     def _prepared(self, op: Op, effect: Any) -> Op:
@@ -162,8 +173,11 @@ class Processes:
                 sector = self._sector_at(offset)
                 kind = OWN if sector == op.host_id else READ
                 return op._replace(kind=kind, sector=sector, place=sector * SECTOR_BITS)
-            case ReadBallot():
-                return op._replace(kind=BALLOT)
+            case ReadBallot(num_hosts=num_hosts):
+                sectors = min(num_hosts, len(self.programs)) + 1
+                return op._replace(
+                    kind=BALLOT, sector=sectors, data=(1 << sectors * SECTOR_BITS) - 1
+                )
             case Write("resource", offset, data):
                 return self._prepared_write(op, self._sector_at(offset), data)
             case Observe(host_id):

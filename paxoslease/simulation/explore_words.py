@@ -62,3 +62,9 @@ def describe_step(model: LeaseWorld, world: int, step: Step) -> str:
         what = f"{what}: {words}"
     bad = f"   <-- {', '.join(step.bad)}" if step.bad else ""
     return f"{who}: {what}{bad}"
+
+
+def owners_in_words(owners: tuple[tuple[int, int], ...]) -> str:
+    """Return who owns a lease, in a few words."""
+    words = (f"host {h} (version {abs(v)}{', shared' if v < 0 else ''})" for h, v in owners)
+    return " and ".join(words) or "nobody"

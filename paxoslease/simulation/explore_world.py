@@ -130,7 +130,7 @@ class LeaseWorld(Processes):
         return self.lives[self.locals.begun[self.local(world, host_id)]]
 
     def owners(self, world: int) -> tuple[tuple[int, int], ...]:
-        """Return who owns the lease: (host id, version) each."""
+        """Return who owns the lease: (host id, version) each, the version negative if shared."""
         owners = ((h, self.ops[world >> place & LOCAL_MASK].owner) for h, place in self.processes)
         return tuple(owner for owner in owners if owner[1])
 
@@ -259,8 +259,9 @@ class LeaseWorld(Processes):
             q = r if r is not None else self.advance(q, answer, self.sectors.values[answer])
             op = self.ops[q]
         after = world + ((q - p) << self.place_of[host_id])
-        if op.owner and not self.ops[p].owner:
-            return self._granted(after, host_id, op.owner, action, bad)
+        held = self.ops[p].owner
+        if op.owner and op.owner != held:
+            return self._granted(after, host_id, op.owner, abs(op.owner) == abs(held), action, bad)
         return Step(after, host_id, action, bad)
 
     def _own_in_flight(self, world: int, host_id: int) -> bool:
@@ -269,53 +270,56 @@ class LeaseWorld(Processes):
         return any(f.sector == f.host_id == host_id for f in self.in_flight(world))
 
     def _granted(
-        self, world: int, host_id: int, lver: int, action: str, bad: tuple[str, ...]
+        self, world: int, host_id: int, lver: int, again: bool, action: str, bad: tuple[str, ...]
     ) -> Step:
+        """Return the step in which a lease is granted, or goes on in the other mode (`again`)."""
         number = world >> self._history_place & SMALL_MASK
         history: History = self._histories.values[number]
-        if lver <= history.granted:
+        if 0 < lver <= history.granted and not again:
             bad = (*bad, REUSE)
-        else:
+        elif lver > history.granted:
             after = self._histories.number(history._replace(granted=lver))
             world += (after - number) << self._history_place
-        if len(self.owners(world)) > 1:
+        owners = self.owners(world)
+        if len(owners) > 1 and any(version > 0 for _, version in owners):
             bad = (*bad, TWO_OWNERS)
         return Step(world, host_id, action, bad)
 
     def _read_area(self, world: int, host_id: int, p: int, op: Op, found: list[Step]) -> None:
         """Read leader and host sectors, at once or one of them."""
         if not self.bounds.by_sector:
-            disk = world & self.disk_mask
+            disk = world & op.data
             q = op.next.get(disk)
             if q is None:
-                q = self.advance(p, disk, self._image(disk))
+                q = self.advance(p, disk, self._image(disk, op.sector))
             found.append(self.moved(world, host_id, p, q, "read area"))
             return
         place = self._progress_place[host_id]
         number = world >> place & SMALL_MASK
-        nothing = (-1,) * (len(self.programs) + 1)
-        parts = self._progress.values[number] or nothing
+        parts = self._progress.values[number] or (-1,) * op.sector
         for sector, part in enumerate(parts):
             if part >= 0 or sector == host_id:
                 continue
             content = world >> sector * SECTOR_BITS & SECTOR_MASK
             after = (*parts[:sector], content, *parts[sector + 1 :])
-            if after.count(-1) > 1:
+            if after.count(-1) > (host_id < op.sector):
                 more = self._progress.number(after)
                 found.append(Step(world + ((more - number) << place), host_id, f"read {sector}"))
                 continue
-            # Only the own sector is missing, which nobody else writes.
+            # At most the own sector is missing, which nobody else writes.
             own = world >> host_id * SECTOR_BITS & SECTOR_MASK
             disk = sum(
                 (own if i == host_id else content) << i * SECTOR_BITS
                 for i, content in enumerate(after)
             )
-            q = self.advance(p, disk, self._image(disk))
+            q = self.advance(p, disk, self._image(disk, op.sector))
             found.append(self.moved(world - (number << place), host_id, p, q, f"read {sector}"))
 
-    def _image(self, disk: int) -> BallotImage:
-        sectors = self.disk_in(disk)
-        hosts = tuple((h, sectors[h][:HOST_SECTOR_BYTES]) for h in self.hosts if any(sectors[h]))
+    def _image(self, disk: int, count: int) -> BallotImage:
+        sectors = self.disk_in(disk)[:count]
+        hosts = tuple(
+            (h, sectors[h][:HOST_SECTOR_BYTES]) for h in range(1, count) if any(sectors[h])
+        )
         return BallotImage(sectors[0][:LEADER_BYTES], hosts)
 
     def _written(self, world: int, host_id: int, p: int, op: Op) -> Step:
