@@ -247,7 +247,12 @@ def _renew_once(member: Member, began_us: int) -> Protocol[Renewed]:
         read_us = yield Now()
         marked = member.table.update(image.columns, read_us)
         wrote = True
-        member.held = yield from write_renewal(member.space, held, member.timing, image, advertised)
+        renewed = yield from write_renewal(member.space, held, member.timing, image, advertised)
+        acknowledged_us: int = yield Now()
+        if acknowledged_us >= member.expires_us():
+            # Somebody may have been told meanwhile that the membership is over, so it is.
+            member.fail(NOT_IN_TIME, None)
+        member.held = renewed
         if marked:
             yield Notify(Marked(marked))
     except (RenewalRefused, BadRecord) as refusal:

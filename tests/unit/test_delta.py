@@ -106,13 +106,13 @@ def acquiring(answers: list[Any], **options: Any) -> Outcome:
 def test_acquiring_a_free_id() -> None:
     """Read, write, wait twice the io_timeout, read again: the I/O of spec/algorithms.md 12."""
     mine = expected_record(FRESH)
-    outcome = acquiring([NOW, sector(FRESH), NOW, None, NOW, None, sector(mine)])
+    outcome = acquiring([NOW, sector(FRESH), NOW, None, NOW, None, sector(mine), NOW + SETTLE])
     assert outcome.result == Held(mine, NOW, True)
     assert (outcome.result.host_id, outcome.result.generation) == (7, 1)
     read = Read("/d", MINE, 512, T.io_us)
     write = Write("/d", MINE, sector(mine), T.io_us, NOW + SETTLE)
     sleep = Sleep(SETTLE, cancellable=True)
-    assert outcome.effects == [Now(), read, Now(), write, Now(), sleep, read]
+    assert outcome.effects == [Now(), read, Now(), write, Now(), sleep, read, Now()]
 
 
 def test_a_freed_record_keeps_counting_generations() -> None:
@@ -162,7 +162,7 @@ def test_a_slow_write_is_waited_for() -> None:
     """After a time-out nothing is done until the write has landed; landed in time, it counts."""
     mine = expected_record(FRESH)
     begin = [NOW, sector(FRESH), NOW, timeout()]
-    outcome = acquiring([*begin, None, NOW + SETTLE, None, sector(mine)])
+    outcome = acquiring([*begin, None, NOW + SETTLE, None, sector(mine), NOW + 2 * SETTLE])
     assert outcome.result.leader == mine
     assert outcome.of(Landed) == [Landed(3)]
     outcome = acquiring([*begin, None, NOW + SETTLE + 1])
