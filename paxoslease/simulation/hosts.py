@@ -79,9 +79,19 @@ class Host:
         member.table = HostTable(self.world.options.hosts, self.host_id)
         return member
 
+    def is_well(self) -> bool:
+        """Tell whether the host is a member, and awake to know it."""
+        now = self.world.driver.now
+        return (
+            self.is_up
+            and self.paused_until <= now
+            and self.member.failure is None
+            and self.local(now) < self.member.expires_us()
+        )
+
     def begin_life(self, *, earlier_life_over: bool = False) -> None:
         """Join. The name is new, unless the earlier life is known to be over (M1)."""
-        if self._life is not None or self.world.over:
+        if self._life is not None:
             return
         self.lives += 1
         if not (earlier_life_over and self.name):
@@ -102,7 +112,7 @@ class Host:
         world.trace(self, "joined", self.member.standing(self.local(world.driver.now)))
         self._guard = Task(self, "guard", guard(self.member), _no_end)
         world.driver.start(self._guard)
-        for watched, claim in world.claims(self):
+        for watched, claim in () if world.over else world.claims(self):
             self.start_work(watched, claim)
 
     def start_work(self, watched: Watched, claim: Any) -> None:

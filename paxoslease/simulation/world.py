@@ -248,7 +248,7 @@ class World:
     def _heal(self) -> None:
         """Stop all faults; the cluster must come alive, and every lease must be had by each host.
 
-        The bound: whoever fails is gone after `dead`, has booted, waits for `dead` once for its old
+        The bound: whoever fails is gone after `dead`, boots, waits for `dead` once for its old
         record and settles; a host that failed to join tries again after at most a quarter of that.
         """
         self.faults.is_on = False
@@ -257,15 +257,7 @@ class World:
             host.hangs_until = driver.now
             for flight in host.flights:
                 self.driver.at(driver.now + SECOND_US, driver.finish, flight)
-        io = max(*self.options.io_timeouts, self.options.format_io_timeout)
-        dead = dead_us(io, self.options.watchdog)
-        bound = 4 * dead + 2 * BOOT_US + 8 * io * SECOND_US
-        waking = max(host.paused_until for host in self.hosts)
-        bound += max(0, waking - driver.now)
-        driver.run_until(driver.now + bound, self._is_alive)
-        if not self._is_alive():
-            down = [host.label for host in self.hosts if not host.is_up]
-            raise Violation("liveness", f"not members again after {bound} us: {', '.join(down)}")
+        self._await_members()
         self.over = True
         for host in self.hosts:
             host.winding_down = True
@@ -276,16 +268,24 @@ class World:
             busy = [f"{h.label} {t.name}" for h in self.hosts for t in h.tasks if _is_user(t)]
             raise Violation("liveness", f"still busy after {bound} us: {', '.join(busy)}")
         if not self.options.originals:
+            self._await_members()
             self._check_leases()
 
+    def _dead_us(self) -> int:
+        io = max(*self.options.io_timeouts, self.options.format_io_timeout)
+        return dead_us(io, self.options.watchdog)
+
+    def _await_members(self) -> None:
+        waking = max(host.paused_until for host in self.hosts)
+        bound = max(0, waking - self.driver.now) + 5 * self._dead_us() + 2 * BOOT_US
+        self.driver.run_until(self.driver.now + bound, self._is_alive)
+        if not self._is_alive():
+            down = [host.label for host in self.hosts if not host.is_well()]
+            raise Violation("liveness", f"not members again after {bound} us: {', '.join(down)}")
+
     def _is_alive(self) -> bool:
-        now = self.driver.now
-        alive = {
-            host.host_id
-            for host in self.hosts
-            if host.is_up and not host.winding_down and host.paused_until <= now
-        }
-        return len(alive) == self.options.hosts
+        well = {host.host_id for host in self.hosts if host.is_well()}
+        return len(well) == self.options.hosts
 
     def _is_idle(self) -> bool:
         # The original may try for ever (spec/algorithms.md 15.5); that is not ours to mend.
@@ -294,8 +294,10 @@ class World:
         )
 
     def _check_leases(self) -> None:
+        """Let each host in turn have each lease; only what somebody died of may be waited for."""
+        bound = self._dead_us() + 2 * PATIENCE_US
         for host in self.hosts:
-            if not host.is_up:
+            if not host.is_well():
                 continue
             for watched, claim in self.claims(host):
                 ended: list[Any] = []
@@ -303,18 +305,17 @@ class World:
                 def note(task: Task, result: Any, error: Any, ended: list[Any] = ended) -> None:
                     ended.append(error)
 
-                self.driver.start(Task(host, "check", self._take_and_give(host, claim), note))
-                bound = self.driver.now + 60 * SECOND_US
-                self.driver.run_until(bound, lambda ended=ended: bool(ended))  # type: ignore[misc]
+                task = Task(host, "check", self._take_and_give(host, claim, bound), note)
+                self.driver.start(task)
+                limit = self.driver.now + 2 * bound
+                self.driver.run_until(limit, lambda ended=ended: bool(ended))  # type: ignore[misc]
                 if not ended or ended[0] is not None:
                     error = ended[0] if ended else "it does not end"
                     name = watched.name.decode()
                     raise Violation("blocked", f"{host.label} cannot get {name}: {error}")
 
-    def _take_and_give(self, host: Host, claim: Claim) -> Protocol[None]:
-        # Not at the first attempt: it may have to finish what somebody died of (LostRace).
-        until_us = host.local(self.driver.now) + PATIENCE_US
-        lease = yield from acquire_waiting(claim, until_us)
+    def _take_and_give(self, host: Host, claim: Claim, bound: int) -> Protocol[None]:
+        lease = yield from acquire_waiting(claim, host.local(self.driver.now) + bound)
         yield from release(lease)
 
 
