@@ -37,8 +37,8 @@ MUTANTS = (
                 "        kept = NEVER_USED._replace(lver=instance.v, released=released)",
             ),
         ),
-        "ours ours",
-        Bounds(2, 4, crashes=1, rejoins=1),
+        "real ours",
+        Bounds(3, 5),
         "reuse",
     ),
     Mutant(
@@ -131,6 +131,16 @@ MUTANTS = (
         "two owners",
     ),
 )
+
+
+AMONG_OURS = (MUTANTS[0]._replace(cast="ours ours", bounds=Bounds(2, 4, crashes=1, rejoins=1)),)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", AMONG_OURS, ids=lambda m: m.rule)
+def test_a_rule_taken_out_is_missed_among_ours(mutant: Mutant) -> None:
+    """Without this rule a world of our hosts alone ends badly."""
+    test_a_rule_taken_out_is_missed(mutant)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.rule)
