@@ -201,6 +201,8 @@ def _device_sector_size(path: str) -> int:
     try:
         with open_direct(f"/proc/self/fd/{fd}") as file:
             return file.sector_size
+    except UnsuitableDevice as error:
+        raise UnsuitableDevice(path, 0, error.reason) from None
     finally:
         os.close(fd)
 
