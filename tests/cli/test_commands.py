@@ -190,9 +190,16 @@ def test_bench(tmp_path: Path, subject: str, operations: list[str]) -> None:
     assert done.out.startswith(f"{subject} at {path}: ")
     assert "█" in done.out
     assert plot.read_text().startswith("<?xml")
-    picture = tmp_path / "plot.png"
-    again = call("bench", subject, path, "--seconds", 0.2, "--plot", picture, "--json")
-    assert [one["name"] for one in again.json["operations"]] == operations
+
+
+def test_bench_for_programs(tmp_path: Path) -> None:
+    """The same in JSON, on the place that an earlier run made; a picture may be a PNG."""
+    path, picture = tmp_path / "disk", tmp_path / "plot.png"
+    arguments = ("bench", "renewal", path, "--seconds", 0.2, "--json")
+    assert call(*arguments).code == 0
+    again = call(*arguments, "--plot", picture).json
+    assert [one["name"] for one in again["operations"]][-1] == "renewal"
+    assert again["operations"][0]["count"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -20,6 +20,9 @@ from tests.cli.tool import (
 )
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+# Each stage sees one of them in the default suite, the other in the long one.
+MOSTLY_INT = [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+MOSTLY_TERM = [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM]
 
 
 def is_good(space: Path) -> None:
@@ -49,7 +52,7 @@ def test_while_joining(space: Path, number: signal.Signals) -> None:
     is_good(space)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", MOSTLY_INT)
 def test_while_waiting_and_while_running(space: Path, number: signal.Signals) -> None:
     """Of two hosts the waiting one gives up, the other one's command gets the signal."""
     script = "trap 'echo got; exit 3' INT TERM; echo runs; while :; do sleep 0.05; done"
@@ -86,7 +89,7 @@ def _is_joined(space: Path, host_id: int) -> bool:
 _FIRST: dict[tuple[Path, int], int] = {}
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", MOSTLY_TERM)
 def test_a_command_that_dies_of_it(space: Path, number: signal.Signals) -> None:
     """The exit code tells the signal that ended the command, as a shell does."""
     with started(*run_arguments(space), "sh", "-c", "echo runs; exec sleep 60") as process:
@@ -98,7 +101,7 @@ def test_a_command_that_dies_of_it(space: Path, number: signal.Signals) -> None:
     is_good(space)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", MOSTLY_INT)
 def test_while_releasing(space: Path, number: signal.Signals) -> None:
     """A signal after the command's end changes nothing: the lease is released, the code kept."""
     with started(*run_arguments(space), "sh", "-c", "echo runs; exec sleep 0.5") as process:
@@ -131,7 +134,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", MOSTLY_TERM)
 def test_create_is_not_left_halfway(space: Path, number: signal.Signals) -> None:
     """A signal while an index is changed waits for its end: the index's lease is free after."""
     assert call("format", "index", f"vms:{space}:2M").code == 0
