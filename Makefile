@@ -51,6 +51,7 @@ lint: build
 	$(BIN)/lint-imports
 	$(BIN)/python tools/generate_aio.py --check
 	$(BIN)/python tools/check_c.py --warnings
+	$(BIN)/python tools/generate_cli_docs.py --check
 
 clean:
 	rm -rf $(VENV) build *.egg-info paxoslease/_aio*.so .mypy_cache .ruff_cache .pytest_cache

@@ -24,7 +24,7 @@ class PaxosleaseError(Exception):
         return self.number
 
     def __str__(self) -> str:
-        values = {name: _readable(value) for name, value in vars(self).items()}
+        values = {name: _readable(name, value) for name, value in vars(self).items()}
         return self.template.format(**values)
 
     def __reduce__(self) -> tuple[type[PaxosleaseError], tuple[object, ...]]:
@@ -33,15 +33,18 @@ class PaxosleaseError(Exception):
         return type(self), tuple(getattr(self, name) for name in names)
 
 
-def _readable(value: object) -> object:
-    """Return names from the disk as text; everything else unchanged."""
+def _readable(name: str, value: object) -> object:
+    """Return names from the disk as text and durations in seconds; everything else unchanged."""
+    if name.endswith("_us") and isinstance(value, int):
+        return _seconds(value)
     if isinstance(value, bytes):
         return value.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
     return value
 
 
 def _seconds(duration_us: int) -> str:
-    return f"{duration_us / 1_000_000:.1f} s"
+    duration_s = duration_us / 1_000_000
+    return f"{duration_s:.1f} s" if duration_s >= 1 or not duration_us else f"{duration_s:.3g} s"
 
 
 # -- storage ---------------------------------------------------------------------------------
@@ -66,7 +69,7 @@ class DiskTimeout(StorageError):
     operation: str
     timeout_us: int
     ticket: int = 0
-    template = "{operation} at {path}:{offset} did not end within {timeout_us} us; it may land yet"
+    template = "{operation} at {path}:{offset} did not end within {timeout_us}; it may land yet"
     hint = "look at the storage path; the I/O is still in flight and nothing is assumed about it"
     number = -202
 
@@ -330,7 +333,7 @@ class DecisionStale(LockspaceError):
     """We were paused between reading and writing for longer than a reading may be trusted."""
 
     late_us: int
-    template = "lockspace {lockspace}: a decision was {late_us} us too old to be written"
+    template = "lockspace {lockspace}: a decision was {late_us} too old to be written"
     hint = "the host was suspended or starved; the operation starts again from what the disk says"
 
 
@@ -425,7 +428,7 @@ class WaitTimeout(LeaseError):
 
     waited_us: int
     last: PaxosleaseError
-    template = "lease {resource} of lockspace {lockspace} not granted in {waited_us} us: {last}"
+    template = "lease {resource} of lockspace {lockspace} not granted in {waited_us}: {last}"
     hint = "wait longer, or ask the holder to release it"
 
     @property
