@@ -88,7 +88,6 @@ class LeaseWorld(Processes):
     def _lay_out(self) -> None:
         """Give every part of a world its bits."""
         disk_bits = (len(self.programs) + 1) * SECTOR_BITS
-        self.disk_mask = (1 << disk_bits) - 1
         self.processes = tuple(self.place_of.items())
         end = disk_bits + len(self.programs) * LOCAL_BITS
         self._flight_place, self._left_place, self._history_place = (
