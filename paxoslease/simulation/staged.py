@@ -70,9 +70,11 @@ class Machine:
         self.jobs: list[Job] = []
         self.uses: list[str] = []
         self.events: list[Any] = []
-        self.reads_fail = False
+        self.reads_fail = False  # those of renewals
         self.fires_us = 0
         self._slow: list[tuple[type, int, int]] = []
+        self._naps: list[tuple[type, int, int]] = []
+        self.acknowledges_late = False  # a slow write is on disk at once
         self.landings: dict[int, int] = {}  # ticket: when its write lands
 
     def local(self) -> int:
@@ -96,13 +98,17 @@ class Machine:
         """Make the next I/O of a kind at an offset take this long."""
         self._slow.append((kind, offset, int(seconds * SECOND_US)))
 
+    def nap(self, kind: type, offset: int, seconds: float) -> None:
+        """Let the machine stand still just before the next I/O of a kind at an offset."""
+        self._naps.append((kind, offset, int(seconds * SECOND_US)))
+
     def latency_us(self, effect: Any) -> int:
         """Return how long an I/O takes; what was made slow is slow once."""
-        for entry in self._slow:
-            if entry[:2] == (type(effect), effect.offset):
-                self._slow.remove(entry)
-                return entry[2]
-        return IO_US
+        return _take(self._slow, effect) or IO_US
+
+    def nap_us(self, effect: Any) -> int:
+        """Return how long the machine stands still before an I/O, once."""
+        return _take(self._naps, effect)
 
     def use(self, what: str) -> None:
         """Let somebody use a lease exclusively, until `stop` or the end of the machine."""
@@ -143,6 +149,15 @@ class Machine:
         self.uses.clear()
         self.fires_us = 0
         self.events.append("reset")
+
+
+def _take(entries: list[tuple[type, int, int]], effect: Any) -> int:
+    """Take the entry that was made for an effect; 0 if there is none."""
+    for entry in entries:
+        if entry[:2] == (type(effect), effect.offset):
+            entries.remove(entry)
+            return entry[2]
+    return 0
 
 
 class Stage:
@@ -240,11 +255,21 @@ class Stage:
             case Landed(ticket):
                 return self._await_landing(job, ticket)
             case _ if isinstance(effect, _IOS):
-                self._submit(job, effect)
+                nap_us = machine.nap_us(effect)
+                if nap_us:
+                    self.at(self.now_us + nap_us, self._after_nap, job, effect)
+                else:
+                    self._submit(job, effect)
                 return True, None
             case _:
                 raise AssertionError(f"the stage cannot perform {effect!r}")
         return False, answer
+
+    def _after_nap(self, job: Job, effect: Any) -> None:
+        try:
+            self._submit(job, effect)
+        except PaxosleaseError as error:
+            self.resume(job, None, error)
 
     def _submit(self, job: Job, effect: Any) -> None:
         machine = job.machine
@@ -257,7 +282,7 @@ class Stage:
         end_us = self.now_us + latency_us
         name = "write" if isinstance(effect, Write) else "read"
         if isinstance(effect, Write):
-            self.at(end_us, self._land, effect)
+            self.at(self.now_us if machine.acknowledges_late else end_us, self._land, effect)
         if latency_us <= effect.timeout_us:
             self.at(end_us, self._done, job, effect)
             return

@@ -15,9 +15,10 @@ from paxoslease.disk.records import (
     pack_host_sector,
     pack_leader,
     parse_host_sector,
+    unpack_leader,
 )
 from paxoslease.errors import PaxosleaseError
-from paxoslease.protocol import membership
+from paxoslease.protocol import delta, membership
 from paxoslease.protocol.contention import acquire_waiting
 from paxoslease.protocol.effects import Protocol, ReadBallot, Write
 from paxoslease.protocol.leases import acquire_exclusive, acquire_shared, release
@@ -263,6 +264,117 @@ def num_hosts_below_the_own_id(kind: Kind) -> TooFew:
     return TooFew(acquired, released, str(end) if isinstance(end, PaxosleaseError) else "owner")
 
 
+def expired_membership() -> str:
+    """Return what an acquisition gives after the expiry, while the renewal hangs in its write."""
+    stage = Stage(hosts=1, format_io_timeout=1)
+    machine = stage.machine(1, 1)
+    join(machine, OURS, b"A")
+    machine.start(membership.guard(machine.member))
+    machine.slow(Write, SPACE.area.delta(1), 60)
+    stage.run(15)
+    end = done(machine, acquire_exclusive(machine.claim))
+    return type(end).__name__
+
+
+def value_of_an_earlier_life() -> str:
+    """Return what ours gets of a lease whose owner took a value of its earlier life (15.9).
+
+    The leader names generation 1 of a host of the original, written by its generation 2, which
+    lives and believes that it holds the lease.
+    """
+    stage = Stage(hosts=2, format_io_timeout=1)
+    first, other = stage.machine(1, 1), stage.machine(2, 1)
+    join(first, ORIGINAL, b"first life")
+    first.reset()
+    join(first, ORIGINAL, b"first life")
+    join(other, OURS, b"other")
+    stage.run(10)
+    lease = done(first, original.acquire(first.claim))
+    earlier = lease.leader._replace(owner_generation=1).sealed()
+    stage.disk.sectors[LEADER] = pack_leader(earlier, SIZES_512.sector_size)
+    end = done(other, acquire_exclusive(other.claim))
+    return type(end).__name__
+
+
+def owner_has_moved_on() -> str:
+    """Return what ours gets when the leader was rolled back to a version that its owner left.
+
+    The owner lives and does not come back; its own block has the next version, RELEASED (M24).
+    """
+    stage = Stage(hosts=2, format_io_timeout=1)
+    owner, other = stage.machine(1, 1), stage.machine(2, 1)
+    join(owner, OURS, b"owner")
+    join(other, OURS, b"other")
+    lease = done(owner, acquire_exclusive(owner.claim))
+    rolled_back = stage.disk.sector(LEADER)
+    done(owner, release(lease))
+    done(owner, release(done(owner, acquire_exclusive(owner.claim))))
+    stage.disk.sectors[LEADER] = rolled_back
+    for _ in range(3):
+        end = done(other, acquire_exclusive(other.claim))
+        if not isinstance(end, PaxosleaseError):
+            return "owner"
+    return type(end).__name__
+
+
+def late_acknowledgement() -> Succession:
+    """A renewal is on disk at once, acknowledged 6 s later; then the daemon is killed (M2)."""
+    stage = Stage(hosts=2, format_io_timeout=1)
+    a, b = stage.machine(1, 1, 10), stage.machine(2, 1, 10)
+    join(b, OURS, b"B")
+    join(a, OURS, b"A")
+    done(a, acquire_exclusive(a.claim))
+    a.use(LEASE)
+    a.acknowledges_late = True
+    a.slow(Write, SPACE.area.delta(1), 6)
+    before = a.member.held
+    stage.run(30, lambda: a.member.held is not before)
+    assert a.member.held is not None
+    a.kill_daemon()
+    return _succeed(stage, b, OURS, a.member.held.renewed_us / 1e6 - 1000)
+
+
+def leave_after_a_long_sleep() -> tuple[str, bool]:
+    """A host without a watchdog slept; another has its host id by now; then it leaves (M13).
+
+    Returns how that ended, and whether the successor's record still stands.
+    """
+    stage = Stage(hosts=1, format_io_timeout=1)
+    sleeper, successor = stage.machine(1, 1, 10), stage.machine(1, 1, 10)
+    join(sleeper, OURS, b"sleeper")
+    sleeper.kill_daemon()
+    sleeper.fires_us = 0
+    join(successor, OURS, b"successor")
+    held = sleeper.member.held
+    assert held is not None
+    end = done(sleeper, delta.release(SPACE, held, sleeper.timing))
+    record = unpack_leader(stage.disk.sector(SPACE.area.delta(1)))
+    return type(end).__name__, not record.is_free and record.owner_generation > held.generation
+
+
+def lvb_after_a_long_sleep() -> tuple[str, bytes]:
+    """A host without a watchdog sleeps just before it writes an LVB; others go on meanwhile.
+
+    Returns how its release ended and what the LVB is then.
+    """
+    stage = Stage(hosts=2, format_io_timeout=1)
+    sleeper, other = stage.machine(1, 1, 10), stage.machine(2, 1, 10)
+    join(other, OURS, b"other")
+    join(sleeper, OURS, b"sleeper")
+    lease = done(sleeper, acquire_exclusive(sleeper.claim))
+    assert AREA.lvb is not None
+    sleeper.nap(Write, AREA.lvb, 60)
+    job = sleeper.start(release(lease, lvb=b"stale"))
+    for other_job in list(sleeper.jobs):
+        if other_job is not job:
+            other_job.is_alive = False
+    sleeper.fires_us = 0
+    lease = done(other, acquire_waiting(other.claim, None))
+    done(other, release(lease, lvb=b"fresh"))
+    stage.run(60, job)
+    return type(job.error).__name__, stage.disk.sector(AREA.lvb)[:5]
+
+
 # What must be true of each story when our hosts tell it.
 STORIES: dict[str, Callable[[], bool]] = {
     "restarted daemon": lambda: restarted_daemon(OURS).clashes == (),
@@ -271,5 +383,11 @@ STORIES: dict[str, Callable[[], bool]] = {
     "stalled renewals": lambda: stalled_renewals_of_the_taker().ours == "LeaseShared",
     "committed by another": lambda: committed_by_another(OURS).second == "owner",
     "newer block": lambda: newer_block_than_the_leader(OURS)[0] == "owner",
+    "expired membership": lambda: expired_membership() == "LockspaceFailed",
+    "value of an earlier life": lambda: value_of_an_earlier_life() == "LeaseHeld",
+    "owner has moved on": lambda: owner_has_moved_on() == "owner",
+    "late acknowledgement": lambda: late_acknowledgement().clashes == (),
+    "leave after a long sleep": lambda: leave_after_a_long_sleep()[1],
+    "LVB after a long sleep": lambda: lvb_after_a_long_sleep()[1] == b"fresh",
     "num_hosts": lambda: num_hosts_below_the_own_id(OURS).other == "owner",
 }

@@ -98,3 +98,35 @@ def test_ours_refuses_num_hosts_below_an_id() -> None:
     end = stories.num_hosts_below_the_own_id(OURS)
     assert end.acquire == "LeaseUnsupported"
     assert end.other == "owner"
+
+
+def test_an_expired_member_gets_no_lease() -> None:
+    """Rule M2: the clock ends a membership, also while its renewal hangs in a write."""
+    assert stories.expired_membership() == "LockspaceFailed"
+
+
+def test_a_membership_counts_from_what_it_wrote() -> None:
+    """Rule M2: a renewal that was acknowledged late does not make the host live longer."""
+    end = stories.late_acknowledgement()
+    assert end.clashes == ()
+    assert end.taken_after_s > Timing(1, 10).dead_us / 1e6
+
+
+def test_a_successors_record_is_not_freed() -> None:
+    """Rule M13: who slept for too long does not free the host id of another."""
+    assert stories.leave_after_a_long_sleep() == ("RenewalRefused", True)
+
+
+def test_a_stale_lvb_is_not_written() -> None:
+    """A decision has a shelf life: who slept for too long does not write the LVB any more."""
+    assert stories.lvb_after_a_long_sleep() == ("LockspaceFailed", b"fresh")
+
+
+def test_a_value_of_an_earlier_life_is_owned_by_the_later() -> None:
+    """15.9: a leader whose writer is its owner in a later generation is that one's (M25)."""
+    assert stories.value_of_an_earlier_life() == "LeaseHeld"
+
+
+def test_a_lease_whose_owner_has_moved_on_is_free() -> None:
+    """A rolled back leader does not block others: the owner's newer block counts (M24)."""
+    assert stories.owner_has_moved_on() == "owner"

@@ -1,0 +1,1 @@
+"""Mistakes seeded into the protocols, one a patch, and the checks that must catch them."""
