@@ -76,15 +76,27 @@ class Ballot(NamedTuple):
 
     def sector_of(self, host_id: int) -> HostSector:
         """Return a host's newest sector, a never used one if it has none."""
-        newest = NEVER_USED
-        for owner, sector in self.hosts:
-            if owner == host_id and (sector.lver, sector.mbal, sector.released) >= (
-                newest.lver,
-                newest.mbal,
-                newest.released,
-            ):
-                newest = sector
-        return newest
+        sectors = [sector for owner, sector in self.hosts if owner == host_id]
+        return max(sectors, key=_age, default=NEVER_USED)
+
+    def newest(self) -> tuple[tuple[int, HostSector], ...]:
+        """Return `hosts` with each host once, in its newest sector: a disk may have missed some."""
+        owners = tuple(dict.fromkeys(owner for owner, _ in self.hosts))
+        if len(owners) == len(self.hosts):
+            return self.hosts
+        return tuple((owner, self.sector_of(owner)) for owner in owners)
+
+
+def _age(sector: HostSector) -> tuple[int, int, int, bool, bool]:
+    """Return what grows with every write of a host's sector.
+
+    With one ballot number a host writes phase 1, phase 2, then the mode block if it wants to share
+    the lease, then RELEASED, and at last RELEASED without the mode block. After a conversion it
+    also takes the mode block away before RELEASED; it owns the leader then, so that nobody gets as
+    far as to look at mode blocks.
+    """
+    shares = sector.shared_generation is not None
+    return (sector.lver, sector.mbal, sector.bal, sector.released, shares != sector.released)
 
 
 def read_leader(claim: Claim) -> Protocol[Leader]:

@@ -111,7 +111,7 @@ def _live_sharers(owned: Owned) -> Protocol[tuple[int, ...]]:
         sorted(
             {
                 (host_id, sector.shared_generation)
-                for host_id, sector in owned.ballot.hosts
+                for host_id, sector in owned.ballot.newest()
                 if sector.shared_generation is not None and host_id != owned.claim.host_id
             }
         )
@@ -327,7 +327,7 @@ def read_owners(claim: Claim) -> Protocol[Owners]:
         exclusive = (leader.owner_id, leader.owner_generation)
     shared = {
         (host_id, sector.shared_generation)
-        for host_id, sector in ballot.hosts
+        for host_id, sector in ballot.newest()
         if sector.shared_generation is not None
     }
     return Owners(leader, exclusive, tuple(sorted(shared)))

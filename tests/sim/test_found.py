@@ -8,6 +8,7 @@ import pytest
 
 from paxoslease.disk.layout import SIZES_512, Area
 from paxoslease.disk.records import (
+    HostSector,
     delta_at_format,
     pack_leader,
     paxos_at_format,
@@ -15,7 +16,7 @@ from paxoslease.disk.records import (
 )
 from paxoslease.errors import BadRecord, DiskError, DiskTimeout, LockspaceFailed
 from paxoslease.protocol.delta import Held, Lockspace, acquire, release
-from paxoslease.protocol.disks import Claim, Resource, read_at, read_leader
+from paxoslease.protocol.disks import Ballot, Claim, Resource, read_at, read_leader
 from paxoslease.protocol.effects import Landed, Read, Sleep, Standing, Write
 from paxoslease.protocol.leases import acquire_exclusive, acquire_shared, convert_to_shared
 from paxoslease.protocol.leases import release as release_lease
@@ -157,3 +158,20 @@ def test_an_lvb_is_read_as_a_majority_has_it() -> None:
     )
     with pytest.raises(BadRecord):
         desk.run(read_at(claim, offsets))
+
+
+def test_a_host_counts_by_its_newest_sector_among_disks() -> None:
+    """A disk that missed writes neither takes back a value nor keeps a mode block alive."""
+    phase1 = HostSector(mbal=2001, lver=3)
+    phase2 = phase1._replace(bal=2001, inp=1, inp2=1, inp3=9)
+    sharing = phase2._replace(shared_generation=1)
+    shared = sharing._replace(released=True)
+    over = shared._replace(shared_generation=None)
+    written = (phase1, phase2, sharing, shared, over)
+    free = paxos_at_format(b"ls", b"r", SIZES_512, 4)
+    for i, older in enumerate(written):
+        for newer in written[i:]:
+            for pair in ((older, newer), (newer, older)):
+                ballot = Ballot(free, tuple((1, sector) for sector in pair))
+                assert ballot.sector_of(1) == newer
+                assert ballot.newest() == ((1, newer),)
