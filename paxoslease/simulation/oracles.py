@@ -119,6 +119,9 @@ class Oracle:
         self._areas = areas
         self._hosts = hosts
         self.checks_blocks = True
+        # A late write of a life that is long over has put an old generation over a newer one. No
+        # user is endangered, but leases of the newer one look owned by a live host from then on.
+        self.is_rolled_back = False
 
     # -- users -----------------------------------------------------------------------------------
 
@@ -197,6 +200,9 @@ class Oracle:
         if disk.path == space.path and 0 <= offset - space.offset < space.sizes.align_size:
             if offset != space.delta(host_id):
                 raise Violation("foreign", f"host {host_id} writes the delta lease at {offset}")
+            old, new = (unpack_leader(d[:LEADER_BYTES]) for d in (disk.sector(offset), data))
+            if new.owner_generation < old.owner_generation:
+                self.is_rolled_back = True
             return
         for area in self._areas[disk.path]:
             if 0 <= offset - area.offset < area.sizes.align_size:

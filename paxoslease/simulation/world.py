@@ -267,7 +267,7 @@ class World:
         if not self._is_idle():
             busy = [f"{h.label} {t.name}" for h in self.hosts for t in h.tasks if _is_user(t)]
             raise Violation("liveness", f"still busy after {bound} us: {', '.join(busy)}")
-        if not self.options.originals:
+        if not self.options.originals and not self.oracle.is_rolled_back:
             self._await_members()
             self._check_leases()
 

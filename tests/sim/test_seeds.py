@@ -11,9 +11,9 @@ SEEDS = 1_000
 LONG_CHUNK = 2_500
 LONG_SEEDS = 100_000
 
-# What each of these showed when it was found; the settings that a seed draws have changed since
-# for some, the mistakes are covered by the whole range as well.
-ONCE_BROKEN = (14, 26, 64, 110, 140, 294)
+# Seeds outside of the default range that showed a mistake in the protocols (test_found.py has each
+# of those as a directed case). The settings that a seed draws may change, the rules do not.
+ONCE_BROKEN = (4235, 6161)
 
 
 def run_range(first: int, count: int) -> list[Report]:
