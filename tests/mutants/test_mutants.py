@@ -90,3 +90,11 @@ def test_there_is_a_mistake_for_every_rule_of_exclusion() -> None:
     assert len(MUTANTS) >= 20
     rules = {rule.strip() for mutant in MUTANTS for rule in mutant.rule.split(",")}
     assert {f"M{number}" for number in EXCLUSION_RULES} <= rules
+
+
+def test_the_table_of_mistakes_is_current() -> None:
+    """docs/verification.md lists every mistake as its patch states it."""
+    rows = [f"| {m.name} | {m.rule} | {m.what} | `{m.check}` | {m.shows} |" for m in MUTANTS]
+    text = (ROOT / "docs" / "verification.md").read_text(encoding="utf-8")
+    listed = [line for line in text.split("### Mistakes seeded")[1].splitlines() if "`" in line]
+    assert [line for line in listed if line.startswith("| ")] == rows
