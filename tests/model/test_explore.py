@@ -27,7 +27,7 @@ QUICK = (
     Case("ours ours", Bounds(2, 4)),
     Case("ours ours", Bounds(2, 3, crashes=1, rejoins=1)),
     Case("ours ours", Bounds(2, 3, timeouts=1)),
-    Case("ours ours", Bounds(2, 3, read_timeouts=1)),
+    Case("ours ours", Bounds(2, 2, read_timeouts=1)),
     Case("ours ours", Bounds(2, 2, errors=1)),
     Case("ours ours", Bounds(2, 3, pauses=1)),
     Case("ours ours", Bounds(2, 3, by_sector=True)),
@@ -54,11 +54,6 @@ LONG = (
 )
 ORIGINAL = (
     Case("real real", Bounds(3, 6), frozenset(("two owners", "reuse", "conflict", "blocked"))),
-    Case(
-        "real real",
-        Bounds(2, 3, crashes=1, rejoins=1),
-        frozenset(("two owners", "reuse", "conflict")),
-    ),
 )
 
 
