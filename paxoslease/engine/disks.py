@@ -161,9 +161,17 @@ class Disks:
         """Tell whether anything waits or is in flight, abandoned requests included."""
         return bool(self._pending)
 
-    def fileno(self) -> int:
-        """Return what is readable after completions; -1 before the first I/O."""
-        return -1 if self._aio is None else self._aio.fileno()
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there was any I/O yet."""
+        return self._aio is not None
+
+    def wait(self, wake_fd: int, timeout_s: float | None) -> None:
+        """Sleep until an I/O completes, `wake_fd` is written to or the time has passed."""
+        assert self._aio is not None
+        completions = self._aio.wait(wake_fd, timeout_s)
+        if completions:
+            self._complete(completions)
 
     # -- asking ----------------------------------------------------------------------------------
 

@@ -60,7 +60,12 @@ class Runner:
     """
 
     def __init__(
-        self, name: str, *, depth: int = 512, per_file: int = 32, pool: BufferPool | None = None
+        self,
+        name: str,
+        *,
+        depth: int = 512,
+        per_file: int = 32,
+        pool: BufferPool | None = None,
     ) -> None:
         self._name = name
         self._mail: deque[Operation[Any] | Callable[[], None]] = deque()
@@ -77,7 +82,6 @@ class Runner:
         self._poll = select.poll()
         self._poll.register(self._wake, select.POLLIN)
         self._poll.register(self._alarm.fd, select.POLLIN)
-        self._polls_disks = False
         self._is_stopping = False
         self._random = random.Random(os.urandom(16))
         self._handlers = self._make_handlers()
@@ -187,30 +191,36 @@ class Runner:
 
     def _wait(self) -> None:
         """Sleep until something happens, then take it in."""
-        fd = self._disks.fileno()
-        if fd >= 0 and not self._polls_disks:
-            self._poll.register(fd, select.POLLIN)
-            self._polls_disks = True
-        self._alarm.set(self._timers[0][0] if self._timers else 0)
         deadline_us = self._disks.next_deadline_us()
-        patience_ms = max(0, -(-(deadline_us - now_us()) // 1000)) if deadline_us else None
-        self._is_asleep = True
-        found = self._poll.poll(0 if self._mail else patience_ms)
-        self._is_asleep = False
-        for ready, _ in found:
-            if ready == fd:
-                self._disks.take()
-            elif ready == self._wake:
-                os.eventfd_read(self._wake)
-            elif ready in self._watched:
-                self._poll.unregister(ready)
-                self._watched.pop(ready)()
+        if self._disks.is_open:
+            when_us = self._timers[0][0] if self._timers else 0
+            until_us = min(deadline_us, when_us) if deadline_us and when_us else 0
+            self._is_asleep = True
+            self._disks.wait(
+                self._wake, 0 if self._mail else _left_s(until_us or deadline_us or when_us)
+            )
+            self._is_asleep = False
+        else:
+            self._poll_others()
         now = now_us()
         self._wake_up(now)
         if deadline_us and now >= deadline_us:
             # After a suspension, or a long wait for the processor, the answers may be there.
             self._disks.take()
             self._disks.expire(now)
+
+    def _poll_others(self) -> None:
+        """Sleep as a thread without disks does: its timer also runs while the host is suspended."""
+        self._alarm.set(self._timers[0][0] if self._timers else 0)
+        self._is_asleep = True
+        found = self._poll.poll(0 if self._mail else None)
+        self._is_asleep = False
+        for ready, _ in found:
+            if ready == self._wake:
+                os.eventfd_read(self._wake)
+            elif ready in self._watched:
+                self._poll.unregister(ready)
+                self._watched.pop(ready)()
 
     def _advance(self) -> None:
         """Let every operation that can go on do so, then submit what they asked for."""
@@ -291,6 +301,10 @@ class Runner:
         """Stop watching a descriptor, before it is closed; on the runner's thread only."""
         if self._watched.pop(fd, None) is not None:
             self._poll.unregister(fd)
+
+
+def _left_s(until_us: int) -> float | None:
+    return max(0, until_us - now_us()) / 1_000_000 if until_us else None
 
 
 _runners: weakref.WeakSet[Runner] = weakref.WeakSet()
