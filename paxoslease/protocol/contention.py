@@ -32,7 +32,7 @@ from paxoslease.protocol.leases import (
     Lease,
     acquire_exclusive,
     acquire_shared,
-    count_rivals,
+    recent_rivals,
 )
 from paxoslease.protocol.liveness import NO_SIGHTING, Sighting
 from paxoslease.protocol.paxos import ANYTHING, Want
@@ -49,13 +49,15 @@ class Turn(NamedTuple):
     """What a host remembers of its last use of a lease, to let others go first.
 
     lver: the version it was granted, 0 for none; released_us: when it gave the lease back; rivals:
-    how many others were after it; slot_us: how long an acquisition takes here.
+    how many others were after it; slot_us: how long an acquisition takes here; is_crowded: some of
+    the rivals lost their last race, so the order is disturbed.
     """
 
     lver: int = 0
     released_us: int = 0
     rivals: int = 0
     slot_us: int = 2_000
+    is_crowded: bool = False
 
     def slots_at(self, lver: int) -> int:
         """Return how many slots to let pass when the lease is free at this version."""
@@ -179,10 +181,12 @@ def _take_turn(claim: Claim, turn: Turn, leader: Leader) -> Protocol[bool]:
     a host on its way. It is given a few slots; after that it counts as gone.
     """
     slots = turn.slots_at(leader.lver)
-    spread_us: int = yield Random(turn.slot_us // 2 if turn.rivals > 1 else 0)
+    is_overdue = turn.rivals > 0 and (not turn.lver or leader.lver - turn.lver > turn.rivals)
+    has_to_look = slots > 0 or turn.is_crowded or is_overdue
+    spread_us: int = yield Random(turn.slot_us // 2 if turn.rivals > 1 and not is_overdue else 0)
     yield Sleep(slots * turn.slot_us + spread_us, cancellable=True)
     looks = 0
-    while slots and looks < LOOKS_BEFORE_BALLOT:
+    while has_to_look and looks < LOOKS_BEFORE_BALLOT:
         ballot = yield from read_ballot(claim, leader.num_hosts)
         if not ballot.leader.is_free or ballot.leader.lver != leader.lver:
             return False
@@ -227,4 +231,6 @@ def _count_rivals(claim: Claim, turn: Turn) -> Protocol[Turn]:
     """Count the hosts that went for one of the last versions (one area read per wait)."""
     leader = yield from read_leader(claim)
     ballot = yield from read_ballot(claim, leader.num_hosts)
-    return turn._replace(rivals=count_rivals(ballot, claim.host_id, leader.lver))
+    rivals = recent_rivals(ballot, claim.host_id, leader.lver)
+    is_crowded = any(ballot.sector_of(rival).inp != rival for rival in rivals)
+    return turn._replace(rivals=len(rivals), is_crowded=is_crowded)

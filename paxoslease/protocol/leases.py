@@ -90,13 +90,14 @@ def acquire_exclusive(
 
 
 def _exclusive(owned: Owned, own: HostSector) -> Lease:
-    rivals = count_rivals(owned.ballot, owned.claim.host_id, owned.leader.lver)
+    rivals = len(recent_rivals(owned.ballot, owned.claim.host_id, owned.leader.lver))
     return Lease(owned.claim, owned.leader, own, False, rivals, owned.took_us)
 
 
-def count_rivals(ballot: Ballot, host_id: int, lver: int) -> int:
-    """Return how many other hosts went for one of the last versions before `lver`."""
-    return len({h for h, s in ballot.hosts if h != host_id and lver - RECENT_VERSIONS < s.lver > 0})
+def recent_rivals(ballot: Ballot, host_id: int, lver: int) -> tuple[int, ...]:
+    """Return the other hosts that went for one of the last versions before `lver`."""
+    recent = lver - RECENT_VERSIONS
+    return tuple(sorted({h for h, s in ballot.hosts if h != host_id and recent < s.lver > 0}))
 
 
 def _live_sharers(owned: Owned) -> Protocol[tuple[int, ...]]:

@@ -51,6 +51,7 @@ from paxoslease.protocol.settle import settle_release, write_released
 from paxoslease.timing import SECOND_US
 
 PAUSE_CEILING_US = SECOND_US
+PAUSE_READS_MAX = 32  # ballots of two hosts pass each other after a few reads' time
 
 
 class Want(NamedTuple):
@@ -180,7 +181,8 @@ def pause(memory: Memory) -> Protocol[Memory]:
     For progress only: two hosts that overtake each other again and again need different delays,
     and the right scale for them is how long the disk takes for a ballot's reads.
     """
-    ceiling_us = min(PAUSE_CEILING_US, max(2 * memory.pause_us, 2 * memory.io_us))
+    longest_us = min(PAUSE_CEILING_US, PAUSE_READS_MAX * memory.io_us)
+    ceiling_us = min(longest_us, max(2 * memory.pause_us, 2 * memory.io_us))
     delay_us: int = yield Random(ceiling_us)
     yield Sleep(delay_us)
     return memory._replace(pause_us=ceiling_us)
