@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,26 +66,29 @@ def bench_acquire(directory: Path, kind: str, rounds: int) -> list[Row]:
     acquire: dict[str, list[float]] = {"peer": [], "raw": [], "ours": []}
     release: dict[str, list[float]] = {"peer": [], "raw": [], "ours": []}
     cpu: dict[str, list[float]] = {"peer": [], "raw": [], "ours": []}
-    with storage(directory, kind, 3) as theirs, rig(directory, theirs) as bench:
-        with storage(directory / "ours", kind, 3) as where:
-            sizes = (where.sector_size, where.align_size)
-            ours.prepare(where, 1)
-            raw_path = theirs.path if kind == "file" else where.path
-            last = 2 * where.align_size
-            with ours.join(where) as space:
-                ours.acquire_release_ms(space, where, 20)
-                for _ in range(rounds):
-                    got, gave = peer_sanlock.acquire_release_ms(bench, 20)
-                    acquire["peer"] += got
-                    release["peer"] += gave
-                    acquire["raw"] += raw_io.raw_acquire(raw_path, *sizes, 20, last)
-                    release["raw"] += raw_io.raw_release(raw_path, *sizes, 20, last)
-                    got, gave = ours.acquire_release_ms(space, where, 20)
-                    acquire["ours"] += got
-                    release["ours"] += gave
-                    cpu["peer"] += peer_sanlock.cycle_cpu_ms(bench, 20, 1)
-                    cpu["raw"].append(raw_io.raw_cpu_ms(raw_path, *sizes, 20, last))
-                    cpu["ours"] += ours.cycle_cpu_ms(space, where, 20, 1)
+    with ExitStack() as stack:
+        theirs = stack.enter_context(storage(directory, kind, 3))
+        bench = stack.enter_context(rig(directory, theirs))
+        where = stack.enter_context(storage(directory / "ours", kind, 3))
+        sizes = (where.sector_size, where.align_size)
+        ours.prepare(where, 1)
+        last = 2 * where.align_size
+        with raw_io.RawDevice(where.path, *sizes) as device:
+            device.prepare(last, 1)  # reading a hole would be no I/O
+        space = stack.enter_context(ours.join(where))
+        ours.acquire_release_ms(space, where, 20)
+        for _ in range(rounds):
+            got, gave = peer_sanlock.acquire_release_ms(bench, 20)
+            acquire["peer"] += got
+            release["peer"] += gave
+            acquire["raw"] += raw_io.raw_acquire(where.path, *sizes, 20, last)
+            release["raw"] += raw_io.raw_release(where.path, *sizes, 20, last)
+            got, gave = ours.acquire_release_ms(space, where, 20)
+            acquire["ours"] += got
+            release["ours"] += gave
+            cpu["peer"] += peer_sanlock.cycle_cpu_ms(bench, 20, 1)
+            cpu["raw"].append(raw_io.raw_cpu_ms(where.path, *sizes, 20, last))
+            cpu["ours"] += ours.cycle_cpu_ms(space, where, 20, 1)
     name = "512/1M file" if kind == "file" else "4096/8M loop"
     aims = ("<= 0.35x sanlock, <= 1.4x raw", "<= 1.0x sanlock", "<= 0.3x sanlock")
     if kind != "file":
@@ -100,17 +104,18 @@ def bench_batch(directory: Path, kind: str, rounds: int) -> list[Row]:
     """Acquire 200 leases at once."""
     count = 200
     peer, raw, mine = [], [], []
-    with storage(directory, kind, count + 1) as theirs:
-        with rig(directory, theirs, resources=count) as bench:
-            with storage(directory / "ours", kind, count + 1) as where:
-                ours.prepare(where, count)
-                with ours.join(where) as space:
-                    for _ in range(rounds):
-                        peer += peer_sanlock.batch_s(bench, count, 1)
-                        mine += ours.batch_s(space, where, count, 1)
-                    sizes = (where.sector_size, where.align_size)
-                for _ in range(rounds):
-                    raw.append(raw_io.raw_batch_s(where.path, *sizes, count, where.align_size))
+    with ExitStack() as stack:
+        theirs = stack.enter_context(storage(directory, kind, count + 1))
+        bench = stack.enter_context(rig(directory, theirs, resources=count))
+        where = stack.enter_context(storage(directory / "ours", kind, count + 1))
+        ours.prepare(where, count)
+        sizes = (where.sector_size, where.align_size)
+        with ours.join(where) as space:
+            for _ in range(rounds):
+                peer += peer_sanlock.batch_s(bench, count, 1)
+                mine += ours.batch_s(space, where, count, 1)
+        for _ in range(rounds):
+            raw.append(raw_io.raw_batch_s(where.path, *sizes, count, where.align_size))
     return [Row("200 leases at once", "s", peer, raw, mine, "<= 0.3x sanlock")]
 
 
@@ -191,15 +196,14 @@ def bench_renewal(directory: Path, kind: str, rounds: int) -> list[Row]:
             host.init_lockspace(space)
         peer_sanlock.joins_at_once_s(host, spaces)
         peer = peer_sanlock.renewal_cpu_us(host, spaces, window, min(rounds, 3))
-        peer_mib, peer_threads = host.memory_and_threads()
+        peer_kib, peer_threads = host.memory_and_threads()
     with storage(directory / "ours", kind, count) as where:
         mine = ours.many_lockspaces(where, count, window, min(rounds, 3))
         sizes = (where.sector_size, where.align_size)
         raw = [raw_io.raw_renewal_cpu_us(where.path, *sizes, 200)]
-    peer_mib = peer_mib / (1 << 20) if peer_mib > 100_000 else peer_mib
     return [
         Row("CPU per renewal, 64 lockspaces", "us", peer, raw, mine["cpu_us"], "<= 0.25x sanlock"),
-        Row("memory, 64 lockspaces", "MiB", [peer_mib], [], [mine["rss_mib"]], "<= 60 MiB"),
+        Row("memory, 64 lockspaces", "MiB", [peer_kib / 1024], [], [mine["rss_mib"]], "<= 60 MiB"),
         Row("threads, 64 lockspaces", "", [peer_threads], [], [mine["threads"]], "<= 12"),
     ]
 

@@ -589,7 +589,7 @@ static void *_cffi_types[] = {
 /*  3 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(size_t, int, void * *)
 /*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28), // size_t
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 7),
-/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 68), // void * *
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 69), // void * *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(uint64_t)
 /*  9 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
@@ -620,7 +620,7 @@ static void *_cffi_types[] = {
 /* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 9), // uint64_t *
 /* 35 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 36 */ _CFFI_OP(_CFFI_OP_FUNCTION, 1), // int()(void const *, size_t, size_t, size_t, size_t, size_t, size_t, uint8_t *)
-/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 69), // void const *
+/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 70), // void const *
 /* 38 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 39 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
 /* 40 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 28),
@@ -651,8 +651,9 @@ static void *_cffi_types[] = {
 /* 65 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // struct pl_request
 /* 66 */ _CFFI_OP(_CFFI_OP_POINTER, 67), // uint16_t *
 /* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 20), // uint16_t
-/* 68 */ _CFFI_OP(_CFFI_OP_POINTER, 69), // void *
-/* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 68 */ _CFFI_OP(_CFFI_OP_POINTER, 51), // uint32_t *
+/* 69 */ _CFFI_OP(_CFFI_OP_POINTER, 70), // void *
+/* 70 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_d_pl_aio_close(uint64_t x0)
@@ -1347,6 +1348,7 @@ static void _cffi_checkfld_struct_pl_columns(struct pl_columns *p)
 {
   /* only to generate compile-time warnings or errors */
   (void)p;
+  { uint32_t * *tmp = &p->index; (void)tmp; }
   { uint64_t * *tmp = &p->owner_id; (void)tmp; }
   { uint64_t * *tmp = &p->generation; (void)tmp; }
   { uint64_t * *tmp = &p->timestamp; (void)tmp; }
@@ -1401,6 +1403,9 @@ static const struct _cffi_global_s _cffi_globals[] = {
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
+  { "index", offsetof(struct pl_columns, index),
+             sizeof(((struct pl_columns *)0)->index),
+             _CFFI_OP(_CFFI_OP_NOOP, 68) },
   { "owner_id", offsetof(struct pl_columns, owner_id),
                 sizeof(((struct pl_columns *)0)->owner_id),
                 _CFFI_OP(_CFFI_OP_NOOP, 34) },
@@ -1433,7 +1438,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 9) },
   { "buffer", offsetof(struct pl_request, buffer),
               sizeof(((struct pl_request *)0)->buffer),
-              _CFFI_OP(_CFFI_OP_NOOP, 68) },
+              _CFFI_OP(_CFFI_OP_NOOP, 69) },
   { "bytes", offsetof(struct pl_request, bytes),
              sizeof(((struct pl_request *)0)->bytes),
              _CFFI_OP(_CFFI_OP_NOOP, 9) },
@@ -1447,11 +1452,11 @@ static const struct _cffi_field_s _cffi_fields[] = {
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
   { "pl_columns", 63, _CFFI_F_CHECK_FIELDS,
-    sizeof(struct pl_columns), offsetof(struct _cffi_align_struct_pl_columns, y), 0, 6 },
+    sizeof(struct pl_columns), offsetof(struct _cffi_align_struct_pl_columns, y), 0, 7 },
   { "pl_completion", 64, _CFFI_F_CHECK_FIELDS,
-    sizeof(struct pl_completion), offsetof(struct _cffi_align_struct_pl_completion, y), 6, 2 },
+    sizeof(struct pl_completion), offsetof(struct _cffi_align_struct_pl_completion, y), 7, 2 },
   { "pl_request", 65, _CFFI_F_CHECK_FIELDS,
-    sizeof(struct pl_request), offsetof(struct _cffi_align_struct_pl_request, y), 8, 6 },
+    sizeof(struct pl_request), offsetof(struct _cffi_align_struct_pl_request, y), 9, 6 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -1466,7 +1471,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   0,  /* num_enums */
   0,  /* num_typenames */
   NULL,  /* no includes */
-  70,  /* num_types */
+  71,  /* num_types */
   0,  /* flags */
 };
 

@@ -78,8 +78,9 @@ enum { PL_ZERO = 0, PL_GOOD = 1, PL_BAD = 2 };
 int pl_scan(const void *area, size_t area_bytes, size_t count, size_t stride, size_t zero_bytes,
             size_t crc_bytes, size_t crc_offset, uint8_t *verdicts);
 
-/* Where the columns of a lockspace area go: one element per record each. */
+/* Where the columns of a lockspace area go: room for one element per record each. */
 struct pl_columns {
+    uint32_t *index; /* which record */
     uint64_t *owner_id;
     uint64_t *generation;
     uint64_t *timestamp;
@@ -88,9 +89,10 @@ struct pl_columns {
     uint8_t *mark; /* the bitmap bit of one host is set */
 };
 
-/* Copy what the host table needs from `count` delta leases, `stride` bytes apart. `name` has 48 bytes,
- * compared up to its first zero. mark_byte and mark_mask name the bitmap bit (mark_mask 0: none).
- * Returns 0 or -EINVAL when the records do not lie within the area. */
+/* Copy what the host table needs of those of `count` delta leases, `stride` bytes apart, that were ever
+ * used (owner_id is not 0). `name` has 48 bytes, compared up to its first zero. mark_byte and mark_mask
+ * name the bitmap bit (mark_mask 0: none). Returns how many were used, or -EINVAL when the records do
+ * not lie within the area. */
 int pl_delta_columns(const void *area, size_t area_bytes, size_t count, size_t stride, uint32_t magic,
                      const char *name, size_t mark_byte, uint8_t mark_mask,
                      const struct pl_columns *columns);

@@ -145,17 +145,23 @@ int pl_delta_columns(const void *area, size_t area_bytes, size_t count, size_t s
                      const struct pl_columns *columns)
 {
     const uint8_t *record = area;
+    int used = 0;
 
-    if (mark_byte >= 256 || !lies_within(area_bytes, count, stride, 512))
+    if (count > INT_MAX || mark_byte >= 256 || !lies_within(area_bytes, count, stride, 512))
         return -EINVAL;
     for (size_t i = 0; i < count; i++, record += stride) {
-        columns->owner_id[i] = little64(record + 32);
-        columns->generation[i] = little64(record + 40);
-        columns->timestamp[i] = little64(record + 152);
-        columns->io_timeout[i] = (uint16_t)(record[174] | record[175] << 8);
-        columns->good[i] = little32(record) == magic
-                           && strncmp((const char *)record + 56, name, 48) == 0;
-        columns->mark[i] = (record[256 + mark_byte] & mark_mask) != 0;
+        uint64_t owner_id = little64(record + 32);
+        if (owner_id == 0) /* never used: its other cache lines need not be fetched */
+            continue;
+        columns->index[used] = (uint32_t)i;
+        columns->owner_id[used] = owner_id;
+        columns->generation[used] = little64(record + 40);
+        columns->timestamp[used] = little64(record + 152);
+        columns->io_timeout[used] = (uint16_t)(record[174] | record[175] << 8);
+        columns->good[used] = little32(record) == magic
+                              && strncmp((const char *)record + 56, name, 48) == 0;
+        columns->mark[used] = (record[256 + mark_byte] & mark_mask) != 0;
+        used++;
     }
-    return 0;
+    return used;
 }

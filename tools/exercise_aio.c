@@ -104,10 +104,11 @@ static void exercise_scans(void)
     enum { COUNT = 10, STRIDE = 512 };
     uint8_t *area = calloc(COUNT, STRIDE);
     uint8_t verdicts[COUNT];
+    uint32_t index[COUNT];
     uint64_t owner[COUNT], generation[COUNT], timestamp[COUNT];
     uint16_t io_timeout[COUNT];
     uint8_t good[COUNT], mark[COUNT];
-    struct pl_columns columns = {owner, generation, timestamp, io_timeout, good, mark};
+    struct pl_columns columns = {index, owner, generation, timestamp, io_timeout, good, mark};
     char name[48] = "LS";
     const size_t bytes = COUNT * STRIDE;
 
@@ -126,7 +127,10 @@ static void exercise_scans(void)
     CHECK(pl_scan(area, bytes, 1, STRIDE, 144, 48, bytes - 4, verdicts) >= 0);
     CHECK(pl_scan(area, 0, 0, STRIDE, 144, 48, 48, verdicts) == 0);
     CHECK(pl_delta_columns(area, bytes, COUNT, STRIDE, 1, name, 255, 1, &columns) == 0);
-    CHECK(!good[0] && !good[COUNT - 1] && !mark[0]);
+    area[(COUNT - 1) * STRIDE + 32] = 7;
+    area[(COUNT - 1) * STRIDE + 511] = 1;
+    CHECK(pl_delta_columns(area, bytes, COUNT, STRIDE, 1, name, 255, 1, &columns) == 1);
+    CHECK(index[0] == COUNT - 1 && owner[0] == 7 && !good[0] && mark[0]);
     CHECK(pl_delta_columns(area, bytes - 1, COUNT, STRIDE, 1, name, 0, 1, &columns) == -EINVAL);
     CHECK(pl_delta_columns(area, bytes, COUNT, STRIDE, 1, name, 256, 1, &columns) == -EINVAL);
     free(area);

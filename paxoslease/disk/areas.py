@@ -148,15 +148,16 @@ def _bears_name(words: npt.NDArray[np.uint64], first_word: int, name: bytes) -> 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeltaColumns:
-    """What a host table needs of all delta leases of one area read; one element per host id.
+    """What a host table needs of the delta leases of one area read.
 
-    owner_id, generation, timestamp: uint64. io_timeout: uint16, s. names: bytes of 48, empty where
-    owner_id is 0.
+    One element for each host id that was ever used, in order. rows: uint32, host id - 1. owner_id,
+    generation, timestamp: uint64. io_timeout: uint16, s. names: bytes of 48.
     good: magic and lockspace name are right (what sanlock checks of others' records, 4.2).
     marks: the bit of the reading host is set in that host's bitmap.
     All arrays are contiguous, independent of the buffer, and belong to the holder.
     """
 
+    rows: npt.NDArray[np.uint32]
     owner_id: npt.NDArray[np.uint64]
     generation: npt.NDArray[np.uint64]
     timestamp: npt.NDArray[np.uint64]
@@ -179,11 +180,9 @@ def delta_columns(area: Buffer, sizes: Sizes, space_name: bytes, host_id: int) -
         name=space_name,
         marked_host_id=host_id,
     )
-    # Names lie in cache lines of their own, and most host ids were never used.
-    used = np.flatnonzero(columns.owner_id)
-    names = np.zeros(sizes.max_hosts, f"S{NAME_BYTES}")
-    names[used] = delta_sectors(area, sizes)["resource_name"][used]
+    names = delta_sectors(area, sizes)["resource_name"][columns.rows]
     return DeltaColumns(
+        columns.rows,
         columns.owner_id,
         columns.generation,
         columns.timestamp,

@@ -62,8 +62,12 @@ def scan(
 
 
 class Columns(NamedTuple):
-    """Columns of a lockspace area: one element per host id, each array its own memory."""
+    """Columns of the used delta leases of a lockspace: one element for each, in order.
 
+    rows: uint32, which record it is (host id - 1). All arrays have their own memory.
+    """
+
+    rows: npt.NDArray[np.uint32]
     owner_id: npt.NDArray[np.uint64]
     generation: npt.NDArray[np.uint64]
     timestamp: npt.NDArray[np.uint64]
@@ -81,12 +85,13 @@ def delta_columns(
     name: bytes,
     marked_host_id: int,
 ) -> Columns:
-    """Copy the columns of `count` delta leases, `stride` bytes apart.
+    """Copy the columns of those of `count` delta leases, `stride` bytes apart, that were ever used.
 
     good: magic and lockspace name (padded or not) are as given. marks: the bitmap bit of
     marked_host_id is set (0: no bit is asked for). Raises ValueError when they do not fit.
     """
-    columns = Columns(
+    room = Columns(
+        np.empty(count, np.uint32),
         np.empty(count, np.uint64),
         np.empty(count, np.uint64),
         np.empty(count, np.uint64),
@@ -97,18 +102,19 @@ def delta_columns(
     target = ffi.new(
         "struct pl_columns *",
         [
-            ffi.from_buffer("uint64_t[]", columns.owner_id),
-            ffi.from_buffer("uint64_t[]", columns.generation),
-            ffi.from_buffer("uint64_t[]", columns.timestamp),
-            ffi.from_buffer("uint16_t[]", columns.io_timeout),
-            ffi.from_buffer("uint8_t[]", columns.good.view(np.uint8)),
-            ffi.from_buffer("uint8_t[]", columns.marks.view(np.uint8)),
+            ffi.from_buffer("uint32_t[]", room.rows),
+            ffi.from_buffer("uint64_t[]", room.owner_id),
+            ffi.from_buffer("uint64_t[]", room.generation),
+            ffi.from_buffer("uint64_t[]", room.timestamp),
+            ffi.from_buffer("uint16_t[]", room.io_timeout),
+            ffi.from_buffer("uint8_t[]", room.good.view(np.uint8)),
+            ffi.from_buffer("uint8_t[]", room.marks.view(np.uint8)),
         ],
     )
     byte, bit = divmod(max(marked_host_id, 1) - 1, 8)
     mask = 1 << bit if marked_host_id else 0
     with memoryview(area) as view:
-        result = lib.pl_delta_columns(
+        used = lib.pl_delta_columns(
             ffi.from_buffer(view),
             view.nbytes,
             count,
@@ -119,6 +125,6 @@ def delta_columns(
             mask,
             target,
         )
-    if result < 0:
+    if used < 0:
         raise ValueError(f"{count} delta leases of {stride} bytes do not fit into the area")
-    return columns
+    return Columns._make(column[:used].copy() for column in room)

@@ -62,7 +62,7 @@ class HostTable:
         self.io_timeout: Int64 = np.zeros(count, np.int64)
         self.io_max: Int64 = np.zeros(count, np.int64)
         self.last_live_us: Int64 = np.zeros(count, np.int64)
-        self.names: npt.NDArray[np.bytes_] = np.zeros(count, "S48")
+        self.names: dict[int, bytes] = {}
 
     def update(self, columns: Any, now_us: int) -> tuple[int, ...]:
         """Take in a renewal's columns (disk/areas.py DeltaColumns), read at `now_us` or before.
@@ -71,22 +71,24 @@ class HostTable:
         look (9).
         """
         self.first_check_us = self.first_check_us or now_us
-        changed = np.flatnonzero(
-            (columns.timestamp != self.timestamp)
-            | (columns.generation != self.generation)
-            | (columns.owner_id != self.owner_id)
+        rows = columns.rows
+        is_new_life = (columns.generation != self.generation[rows]) | (
+            columns.owner_id != self.owner_id[rows]
         )
+        changed = np.flatnonzero((columns.timestamp != self.timestamp[rows]) | is_new_life)
         marked: tuple[int, ...] = ()
         if changed.size:
             good = changed[columns.good[changed]]
-            self.owner_id[good] = columns.owner_id[good]
-            self.generation[good] = columns.generation[good]
-            self.io_timeout[good] = columns.io_timeout[good]
-            self.io_max[good] = np.maximum(self.io_max[good], columns.io_timeout[good])
-            self.names[good] = columns.names[good]
-            self.timestamp[changed] = columns.timestamp[changed]
-            self.last_live_us[changed] = now_us
-            marked = tuple(int(i) + 1 for i in changed[columns.marks[changed]])
+            at = rows[good]
+            self.owner_id[at] = columns.owner_id[good]
+            self.generation[at] = columns.generation[good]
+            self.io_timeout[at] = columns.io_timeout[good]
+            self.io_max[at] = np.maximum(self.io_max[at], columns.io_timeout[good])
+            for one in good[is_new_life[good]].tolist():
+                self.names[int(rows[one])] = cut_name(bytes(columns.names[one]))
+            self.timestamp[rows[changed]] = columns.timestamp[changed]
+            self.last_live_us[rows[changed]] = now_us
+            marked = tuple(int(i) + 1 for i in rows[changed[columns.marks[changed]]])
         self.last_check_us = now_us
         return tuple(h for h in marked if h != self.own_id)
 
@@ -99,7 +101,7 @@ class HostTable:
             int(self.owner_id[i]),
             int(self.generation[i]),
             int(self.timestamp[i]),
-            cut_name(bytes(self.names[i])),
+            self.names.get(i, b""),
             int(self.io_timeout[i]),
             int(self.io_max[i]),
             self.first_check_us,
@@ -130,7 +132,7 @@ class HostTable:
         return tuple(
             HostRow(
                 int(i) + 1,
-                cut_name(bytes(self.names[i])),
+                self.names.get(int(i), b""),
                 int(self.generation[i]),
                 int(self.timestamp[i]),
                 int(self.io_timeout[i]),

@@ -85,16 +85,25 @@ class Disk:
 
 def _columns(sectors: tuple[bytes, ...], effect: ReadLockspace) -> DeltaColumns:
     """Return what areas.delta_columns gathers, for the few host ids that there are."""
-    leaders: list[Leader] = [_leader_of(data[:LEADER_BYTES]) for data in sectors]
+    every = [_leader_of(data[:LEADER_BYTES]) for data in sectors]
+    used = [index for index, leader in enumerate(every) if leader.owner_id]
+    leaders: list[Leader] = [every[index] for index in used]
     bit = effect.host_id - 1
     return DeltaColumns(
+        np.array(used, np.uint32),
         np.array([x.owner_id for x in leaders], np.uint64),
         np.array([x.owner_generation for x in leaders], np.uint64),
         np.array([x.timestamp for x in leaders], np.uint64),
         np.array([x.io_timeout for x in leaders], np.uint16),
-        np.array([x.resource_name if x.owner_id else b"" for x in leaders], "S48"),
+        np.array([x.resource_name for x in leaders], "S48"),
         np.array(
-            [x.magic == DELTA_MAGIC and same_name(x.space_name, effect.space_name) for x in leaders]
+            [
+                x.magic == DELTA_MAGIC and same_name(x.space_name, effect.space_name)
+                for x in leaders
+            ],
+            np.bool_,
         ),
-        np.array([bool(d[BITMAP_OFFSET + bit // 8] >> bit % 8 & 1) for d in sectors]),
+        np.array(
+            [sectors[index][BITMAP_OFFSET + bit // 8] >> bit % 8 & 1 for index in used], np.bool_
+        ),
     )

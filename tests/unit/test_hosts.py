@@ -163,10 +163,14 @@ def test_rows_name_every_host_ever_used() -> None:
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3), st.integers(1, 30)), max_size=30))
 def test_the_table_agrees_with_a_plain_one(renewals: list[tuple[int, int, int]]) -> None:
     """Whatever hosts do, each one's last change is when its record was first seen so."""
-    columns = Area().columns()
+    area = Area()
+    for host_id in range(1, 6):
+        area.set(host_id)
+    columns = area.columns()
     arrays = {f.name: getattr(columns, f.name).copy() for f in dataclasses.fields(columns)}
     table = HostTable(SIZES.max_hosts, OWN)
-    plain: dict[int, tuple[int, int]] = {}
+    table.update(columns, S)
+    plain: dict[int, tuple[int, int]] = dict.fromkeys(range(1, 6), (0, S))
     now_us = S
     for host_id, timestamp, step_s in renewals:
         arrays["timestamp"] = arrays["timestamp"].copy()

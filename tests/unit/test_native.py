@@ -88,10 +88,10 @@ def test_scan_of_nothing() -> None:
 
 
 def test_delta_columns() -> None:
-    """Columns show each record's numbers, whether it is good, and whether our bit is set."""
+    """Columns show each used record's numbers, whether it is good, and whether our bit is set."""
     free = delta_at_format(b"LS", SIZES_512, 10)
     owned = free._replace(owner_id=2, owner_generation=7, timestamp=99, io_timeout=5).sealed()
-    other = free._replace(space_name=b"LSX".ljust(48, b"\0")).sealed()
+    other = free._replace(owner_id=3, space_name=b"LSX".ljust(48, b"\0")).sealed()
     area = (
         pack_leader(free, 512)
         + pack_leader(owned, 512, bitmap_of_hosts((1, 300)))
@@ -99,18 +99,20 @@ def test_delta_columns() -> None:
         + bytes(512)
     )
     columns = native.delta_columns(area, 4, 512, magic=DELTA_MAGIC, name=b"LS", marked_host_id=300)
-    assert columns.owner_id.tolist() == [0, 2, 0, 0]
-    assert columns.generation.tolist() == [0, 7, 0, 0]
-    assert columns.timestamp.tolist() == [0, 99, 0, 0]
-    assert columns.io_timeout.tolist() == [10, 5, 10, 0]
-    assert columns.good.tolist() == [True, True, False, False]
-    assert columns.marks.tolist() == [False, True, False, False]
+    assert columns.rows.tolist() == [1, 2]
+    assert columns.owner_id.tolist() == [2, 3]
+    assert columns.generation.tolist() == [7, 0]
+    assert columns.timestamp.tolist() == [99, 0]
+    assert columns.io_timeout.tolist() == [5, 10]
+    assert columns.good.tolist() == [True, False]
+    assert columns.marks.tolist() == [True, False]
     assert columns.good.dtype == np.bool_
 
 
 def test_delta_columns_compare_names_like_strncmp() -> None:
     """Bytes behind a name's first zero do not count (spec/disk-format.md 1)."""
-    tail = delta_at_format(b"LS", SIZES_512, 10)._replace(space_name=b"LS\0tail".ljust(48, b"\0"))
+    tail = delta_at_format(b"LS", SIZES_512, 10)
+    tail = tail._replace(owner_id=1, space_name=b"LS\0tail".ljust(48, b"\0"))
     area = pack_leader(tail.sealed(), 512)
     columns = native.delta_columns(area, 1, 512, magic=DELTA_MAGIC, name=b"LS", marked_host_id=0)
     assert columns.good.tolist() == [True]
