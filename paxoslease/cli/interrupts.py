@@ -53,8 +53,12 @@ class Interrupts:
         self._child: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handle the signals in this block; those that the caller ignores stay ignored."""
+    def caught(self, *, ends_process: bool = False) -> Iterator[None]:
+        """Handle the signals in this block; those that the caller ignores stay ignored.
+
+        ends_process: the process ends with its exit code after the block, so signals are ignored
+        from there on.
+        """
         numbers = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self._handle) for number in numbers}
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._look_again)
@@ -63,7 +67,7 @@ class Interrupts:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_IGN if ends_process else handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -86,12 +86,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) -> int:
     """Run the command. Returns its exit code; see `exits.py`."""
     parsed = build_parser().parse_args(arguments)
     log_to_stderr()
     try:
-        with interrupts.caught():
+        with interrupts.caught(ends_process=ends_process):
             code: int = parsed.run(parsed)
             sys.stdout.flush()
             return code
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_and_exit() -> NoReturn:
     """Run the command as a process; the entry point."""
-    sys.exit(main())
+    sys.exit(main(ends_process=True))
 
 
 if __name__ == "__main__":
