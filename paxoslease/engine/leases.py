@@ -214,6 +214,11 @@ class Leases:
         if not wanted:
             yield from self._give_back(holding, lease, None, None)
             raise Cancelled
+        try:
+            # A pause since the attempt's last write may have outlasted the membership (M2).
+            self._membership.member.standing(now_us())
+        except LockspaceFailed as error:
+            holding.lost.set(error.reason)
         if holding.lost.is_set():
             self._remove(holding)
             raise LeaseLost(self._lockspace, holding.name, holding.lost.reason)

@@ -187,8 +187,12 @@ def _take_turn(claim: Claim, turn: Turn, leader: Leader) -> Protocol[bool]:
     yield Sleep(slots * turn.slot_us + spread_us, cancellable=True)
     looks = 0
     while has_to_look and looks < LOOKS_BEFORE_BALLOT:
+        # Mostly the lease is gone by now, which a small read shows.
+        again = yield from read_leader(claim)
+        if again != leader:
+            return False
         ballot = yield from read_ballot(claim, leader.num_hosts)
-        if not ballot.leader.is_free or ballot.leader.lver != leader.lver:
+        if ballot.leader != leader:
             return False
         if not _somebody_tries(ballot, claim.host_id):
             return True

@@ -18,6 +18,7 @@ from paxoslease import (
     WaitTimeout,
     WrongVersion,
 )
+from paxoslease.engine.operation import now_us
 from tests.system.conftest import Pair
 from tests.system.rig import Child, join, make_disk
 
@@ -231,3 +232,23 @@ def test_interrupt_leaves_nothing_behind(pair: Pair) -> None:
         child.hear("left")
         assert child.end() == 0
     disk.lease(space, 1).release()
+
+
+def test_a_lease_won_after_a_long_pause_is_not_given_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that slept past its membership while it won a lease does not hand it to its user."""
+    disk = make_disk(tmp_path / "disk", 1)
+    space = join(disk, 1)
+    calls = 0
+
+    def slept() -> int:
+        nonlocal calls
+        calls += 1
+        return now_us() if calls <= 2 else now_us() + 3_600_000_000
+
+    monkeypatch.setattr("paxoslease.engine.leases.now_us", slept)
+    with pytest.raises(LeaseLost, match="renewed in time"):
+        disk.lease(space, 0)
+    monkeypatch.undo()
+    space.leave()
