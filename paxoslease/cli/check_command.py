@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from paxoslease.cli.addresses import place
 from paxoslease.cli.exits import Exit
-from paxoslease.cli.findings import area_title, problem_json, problem_line, walking
-from paxoslease.cli.options import add_json
+from paxoslease.cli.findings import add_device, area_title, areas_at, problem_json, problem_line
 from paxoslease.cli.output import print_json
 
 
@@ -21,32 +19,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "nothing was found. Only reads. On a disk in use a record may be caught in the middle of "
         "an operation: check again before you believe a single finding.",
     )
-    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
-    parser.add_argument(
-        "--io-timeout",
-        type=int,
-        default=10,
-        metavar="S",
-        help="time-out of one read (default: %(default)s)",
-    )
-    add_json(parser)
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is wrong."""
-    from paxoslease.engine.inspection import inspect_device
-
-    where = arguments.place
-    with walking(f"checking {where.path}") as progress:
-        areas = list(
-            inspect_device(
-                where.path,
-                offset=where.offset,
-                io_timeout=arguments.io_timeout,
-                progress=progress,
-            )
-        )
+    areas = areas_at(arguments, "checking")
     problems = [problem for area in areas for problem in area.all_problems]
     if arguments.json:
         report = {"areas": len(areas), "problems": [problem_json(problem) for problem in problems]}
@@ -60,5 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
                     print(problem_line(problem))
         what = f"{len(areas)} area{'s' if len(areas) != 1 else ''}"
         state = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
-        print(f"{where}: {what}, {state if problems else 'nothing wrong'}")
+        print(f"{arguments.place}: {what}, {state if problems else 'nothing wrong'}")
     return Exit.FAILED if problems or not areas else Exit.OK

@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from paxoslease.cli.addresses import place
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.findings import (
+    add_device,
     area_json,
     area_title,
+    areas_at,
     problem_line,
     record_line,
-    walking,
 )
-from paxoslease.cli.options import add_json
 from paxoslease.cli.output import print_json
 
 
@@ -27,32 +26,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "align size: who holds what, every record that was ever used, and what is wrong. "
         "Only reads.",
     )
-    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
-    parser.add_argument(
-        "--io-timeout",
-        type=int,
-        default=10,
-        metavar="S",
-        help="time-out of one read (default: %(default)s)",
-    )
-    add_json(parser)
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is there."""
-    from paxoslease.engine.inspection import inspect_device
-
-    where = arguments.place
-    with walking(f"reading {where.path}") as progress:
-        areas = list(
-            inspect_device(
-                where.path,
-                offset=where.offset,
-                io_timeout=arguments.io_timeout,
-                progress=progress,
-            )
-        )
+    areas = areas_at(arguments, "reading")
     if arguments.json:
         print_json([area_json(area) for area in areas])
         return Exit.OK
@@ -65,5 +45,5 @@ def run(arguments: argparse.Namespace) -> int:
         for note in area.notes:
             print(f"{'':>14}    note: {note}")
     if not areas:
-        print(f"no lockspace, resource or index was found at {where}")
+        print(f"no lockspace, resource or index was found at {arguments.place}")
     return Exit.OK

@@ -267,28 +267,19 @@ def _check_leader_checksum(data: bytes, leader: Leader, where: Where, record: st
         raise where.bad(record, "checksum", f"{expected:#010x}", f"{leader.checksum:#010x}", -229)
 
 
+_BLANK: Final = Leader._make(_LEADER.unpack(bytes(LEADER_BYTES)))
+
+
 def delta_at_format(space_name: bytes, sizes: Sizes, io_timeout: int) -> Leader:
     """Return the record that a formatter writes for every host id (4.6)."""
-    return Leader(
-        DELTA_MAGIC,
-        DELTA_VERSION,
-        sizes.align_flag,
-        sizes.sector_size,
-        0,
-        1,
-        0,
-        0,
-        0,
-        pad_name(space_name),
-        bytes(NAME_BYTES),
-        0,
-        0,
-        0,
-        0,
-        io_timeout,
-        0,
-        0,
-        0,
+    return _BLANK._replace(
+        magic=DELTA_MAGIC,
+        version=DELTA_VERSION,
+        flags=sizes.align_flag,
+        sector_size=sizes.sector_size,
+        max_hosts=1,
+        space_name=pad_name(space_name),
+        io_timeout=io_timeout,
     ).sealed()
 
 
@@ -303,26 +294,16 @@ def paxos_at_format(
     """Return the leader record of a new resource (5.3), or of a cleared one (5.4)."""
     if not 1 <= num_hosts <= sizes.max_hosts:
         num_hosts = sizes.max_hosts
-    return Leader(
-        PAXOS_MAGIC if cleared_at_s is None else CLEARED_MAGIC,
-        PAXOS_VERSION,
-        sizes.align_flag,
-        sizes.sector_size,
-        num_hosts,
-        sizes.max_hosts,
-        0,
-        0,
-        0,
-        pad_name(space_name),
-        pad_name(resource_name),
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        cleared_at_s or 0,
+    return _BLANK._replace(
+        magic=PAXOS_MAGIC if cleared_at_s is None else CLEARED_MAGIC,
+        version=PAXOS_VERSION,
+        flags=sizes.align_flag,
+        sector_size=sizes.sector_size,
+        num_hosts=num_hosts,
+        max_hosts=sizes.max_hosts,
+        space_name=pad_name(space_name),
+        resource_name=pad_name(resource_name),
+        write_timestamp=cleared_at_s or 0,
     ).sealed()
 
 
