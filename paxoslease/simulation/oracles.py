@@ -100,7 +100,8 @@ class Watched:
     def gave_up_writing(self) -> None:
         """Note that nobody knows whether the LVB was written."""
         if self._written is not None:
-            self.lvbs.add(self._written)
+            if self.lvbs:  # else it may be anything, and stays so
+                self.lvbs.add(self._written)
             self._written = None
 
     def settle_lvb(self) -> None:
