@@ -41,6 +41,7 @@ from paxoslease.timing import SECOND_US
 POLL_FLOOR_US = 500
 POLL_CEILING_US = SECOND_US // 2
 POLITE_WITHIN_US = 50_000
+SLOT_CEILING_US = SECOND_US // 4
 LOOKS_BEFORE_BALLOT = 4
 WINNER_PATIENCE_US = SECOND_US
 
@@ -70,7 +71,8 @@ NO_TURN = Turn()
 
 def turn_after(lease: Lease, released_us: int, before: Turn = NO_TURN) -> Turn:
     """Return what to remember when a lease has been released; `before`: of the use before it."""
-    slot_us = max(1_000, (3 * before.slot_us + lease.took_us) // 4)
+    # Bounded, or one hang of the disk would make everybody wait for a lease that is free.
+    slot_us = min(SLOT_CEILING_US, max(1_000, (3 * before.slot_us + lease.took_us) // 4))
     return Turn(lease.lver, released_us, lease.rivals, slot_us)
 
 

@@ -198,7 +198,7 @@ def guard(member: Member) -> Protocol[None]:
 
 
 def _next_due(member: Member, began_us: int, renewal: Renewed) -> Protocol[int]:
-    """Return when to renew next: half an io_timeout second after a failure, else one interval on.
+    """Return when to renew next: half a second after a failure, else one interval on.
 
     The second renewal comes at a random moment of the interval, so that lockspaces joined together
     don't renew together ever after.

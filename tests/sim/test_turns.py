@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paxoslease.disk.layout import SIZES_512, Area
-from paxoslease.disk.records import delta_at_format, pack_leader, paxos_at_format
+from paxoslease.disk.records import NEVER_USED, delta_at_format, pack_leader, paxos_at_format
 from paxoslease.protocol.contention import NO_TURN, Turn, acquire_waiting, turn_after
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.disks import Claim, Resource
@@ -27,7 +27,7 @@ from paxoslease.protocol.effects import (
     Standing,
     Write,
 )
-from paxoslease.protocol.leases import release
+from paxoslease.protocol.leases import Lease, release
 from paxoslease.timing import Timing
 
 SPACE = Lockspace(b"ls", Area("ls", 0, SIZES_512))
@@ -154,3 +154,12 @@ def test_a_lone_user_does_not_wait_for_rivals_that_left() -> None:
     lone.disk["r", 0] = pack_leader(leader._replace(lver=10_000).sealed(), 512)
     lone.run(2_000_000)
     assert lone.uses[1] / 2 > 150
+
+
+def test_one_hang_does_not_stretch_the_turns() -> None:
+    """An acquisition that took minutes, because the disk hung, makes no slot of minutes."""
+    claim = Claim(SPACE, RESOURCE, Timing(10, 60), 1)
+    leader = paxos_at_format(b"ls", b"r", SIZES_512)._replace(lver=5)
+    slow = Lease(claim, leader, NEVER_USED, False, rivals=7, took_us=120_000_000)
+    turn = turn_after(slow, 1_000_000)
+    assert turn.slots_at(5) * turn.slot_us < 2_000_000
