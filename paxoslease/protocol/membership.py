@@ -241,7 +241,7 @@ def _renew_once(member: Member, began_us: int) -> Protocol[Renewed]:
     """
     held = member.held
     assert held is not None
-    wrote = False
+    wrote = is_uncertain = False
     read_us = began_us
     error: PaxosleaseError | None = None
     advertised = member.advertise(began_us)
@@ -263,11 +263,13 @@ def _renew_once(member: Member, began_us: int) -> Protocol[Renewed]:
         member.fail("its delta lease was changed by others", refusal)
     except PaxosleaseError as failure:
         error = failure
-        if wrote:
-            # Either record may be on the disk now, or come there later.
-            tried = next_record(held, read_us, member.timing, advertised)
-            member.held = held._replace(leader=tried, certain=False)
+        is_uncertain = wrote
     done_us: int = yield Now()
+    if is_uncertain:
+        # Either record may be on the disk now, or come there later. The timestamp kept is that of
+        # this moment, which is no smaller than the one tried, so that the next differs (M17).
+        tried = next_record(held, done_us, member.timing, advertised)
+        member.held = held._replace(leader=tried, certain=False)
     return Renewed(
         member.held.renewed_us if member.held else 0, read_us - began_us, done_us - read_us, error
     )
