@@ -213,8 +213,8 @@ INTERRUPTED = """
 path = sys.argv[1]
 with join(path, 4) as space:
     other = space.lease("r1", path, offset=2 << 20)
-    say("waiting")
     try:
+        say("waiting")
         space.lease("r0", path, offset=1 << 20, wait=None)
     except KeyboardInterrupt:
         say("interrupted")
