@@ -1,0 +1,498 @@
+"""The client side of the lease daemon's socket: one method for each command.
+
+A `Connection` speaks sanlock's protocol, so it works with any daemon that does, ours or the
+original. Values are those of `wire/sanlock.py`. What the daemon refuses is a `DaemonError` whose
+`code` is the daemon's number.
+
+A program that holds leases registers: from then on its connection *is* the program for the daemon,
+and what it holds is released when the connection ends. The descriptor can be inherited by a program
+that is executed in this one's place. Only what concerns the registered program goes over that
+connection; everything else gets a short one of its own, as the original's library does it.
+
+This module loads neither the engine nor numpy: short commands start with it.
+
+Source: spec/wire-protocol.md 4, 5, 6 and 18.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from paxoslease.channel import (
+    Channel,
+    DaemonBroken,
+    DaemonError,
+    DaemonSilent,
+    DaemonUnreachable,
+    Events,
+    Record,
+)
+from paxoslease.wire import sanlock as wire
+from paxoslease.wire.sanlock import (
+    SELF,
+    AcquireFlag,
+    AddFlag,
+    Command,
+    Config,
+    Header,
+    Host,
+    HostEvent,
+    InquireFlag,
+    Lockspace,
+    ReleaseFlag,
+    RemoveFlag,
+    Rentry,
+    Resource,
+    Rindex,
+    RindexFlag,
+    WriteFlag,
+)
+
+__all__ = [
+    "Connection",
+    "DaemonBroken",
+    "DaemonError",
+    "DaemonSilent",
+    "DaemonUnreachable",
+    "Events",
+    "Record",
+    "Renewals",
+    "Version",
+    "socket_path",
+]
+
+RUN_DIRECTORY: Final = "/run/sanlock"
+SOCKET_NAME: Final = "sanlock.sock"
+_LOG_MAX: Final = 1 << 20
+
+
+class Version(NamedTuple):
+    """What the daemon says of itself: its release and the version of the protocol."""
+
+    release: int
+    protocol: int
+
+
+class Renewals(NamedTuple):
+    """The history of a lockspace: io_timeout in seconds, and a record for each renewal."""
+
+    io_timeout: int
+    records: tuple[Record, ...]
+
+
+def socket_path(run_directory: str | None = None) -> str:
+    """Return where the daemon listens: in the directory given, $SANLOCK_RUN_DIR or the usual."""
+    directory = run_directory or os.environ.get("SANLOCK_RUN_DIR") or RUN_DIRECTORY
+    return f"{directory}/{SOCKET_NAME}"
+
+
+class Connection:
+    """A client of the daemon in a run directory.
+
+    timeout_s: how long a command may take, None for as long as it does. One thread at a time.
+    Every method raises DaemonError or one of its kinds: DaemonUnreachable, DaemonBroken (which also
+    ends a registration), DaemonSilent (likewise, since the answer may come yet).
+    """
+
+    def __init__(self, run_directory: str | None = None, *, timeout_s: float | None = None) -> None:
+        self.path = socket_path(run_directory)
+        self.timeout_s = timeout_s
+        self._own: Channel | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the registration, and with it everything that this client holds."""
+        if self._own is not None:
+            self._own.socket.close()
+            self._own = None
+
+    def fileno(self) -> int:
+        """Return the descriptor of the registered connection, -1 without one."""
+        return -1 if self._own is None else self._own.socket.fileno()
+
+    @contextmanager
+    def _alone(self, command: Command) -> Iterator[Channel]:
+        """Give a command a connection of its own."""
+        channel = Channel(command, self.path, self.timeout_s)
+        with channel.socket:
+            yield channel
+
+    @contextmanager
+    def _for(self, command: Command, pid: int) -> Iterator[Channel]:
+        """Give a command the registered connection, or one of its own when it is for another."""
+        if pid != SELF:
+            with self._alone(command) as channel:
+                yield channel
+            return
+        channel = self._registered(command)
+        try:
+            yield channel
+        except DaemonError as error:
+            if type(error) is not DaemonError:
+                self.close()
+            raise
+
+    def _registered(self, command: Command) -> Channel:
+        if self._own is None:
+            self._own = Channel(command, self.path, self.timeout_s)
+        else:
+            self._own.timeout_s = self.timeout_s
+            self._own.begin(command)
+        return self._own
+
+    def _do(
+        self,
+        command: Command,
+        payload: bytes = b"",
+        *,
+        data: int = 0,
+        data2: int = 0,
+        flags: int = 0,
+    ) -> Header:
+        """Carry out a command whose answer is a header."""
+        with self._alone(command) as channel:
+            header = channel.ask(payload, data=data, data2=data2, flags=flags)
+            channel.refuse(header)
+            return header
+
+    def _do_for(
+        self, command: Command, payload: bytes, pid: int, *, data: int = 0, flags: int = 0
+    ) -> Header:
+        """Carry out a command for a registered client; its answer is a header."""
+        with self._for(command, pid) as channel:
+            header = channel.ask(payload, data=data, data2=pid, flags=flags)
+            channel.refuse(header)
+            return header
+
+    # -- this client ---------------------------------------------------------------------------
+
+    def register(self, *, inheritable: bool = False) -> None:
+        """Become a client that can hold leases. The daemon does not answer, it just knows.
+
+        inheritable: keep the descriptor open in a program that is executed.
+        """
+        with self._for(Command.REGISTER, SELF) as channel:
+            channel.tell()
+            channel.socket.set_inheritable(inheritable)
+
+    def restrict(self, flags: int) -> None:
+        """Restrict what the daemon may do to this client, see RestrictFlag."""
+        self._do_for(Command.RESTRICT, b"", SELF, flags=flags)
+
+    def killpath(self, path: bytes, args: bytes = b"", *, flags: int = 0) -> None:
+        """Name a program that stops this client when its lockspace fails, see KillpathFlag."""
+        self._do_for(Command.KILLPATH, wire.pack_killpath(path, args), SELF, flags=flags)
+
+    # -- lockspaces ----------------------------------------------------------------------------
+
+    def add_lockspace(self, space: Lockspace, io_timeout: int = 0, *, wait: bool = True) -> None:
+        """Join a lockspace. io_timeout: s, 0 for the daemon's default."""
+        flags = 0 if wait else AddFlag.ASYNC
+        payload = wire.pack_lockspace(space)
+        self._do(Command.ADD_LOCKSPACE, payload, data=io_timeout, flags=flags)
+
+    def inq_lockspace(self, space: Lockspace, *, wait: bool = False) -> None:
+        """Succeed when a lockspace is joined; -115 while that is going on, -2 if not known."""
+        flags = InquireFlag.WAIT if wait else 0
+        self._do(Command.INQ_LOCKSPACE, wire.pack_lockspace(space), flags=flags)
+
+    def rem_lockspace(
+        self, space: Lockspace, *, wait: bool = True, unused_only: bool = False
+    ) -> None:
+        """Leave a lockspace, which kills every client that holds leases in it.
+
+        unused_only: refuse (-16) when there are any.
+        """
+        flags = (0 if wait else RemoveFlag.ASYNC) | (RemoveFlag.UNUSED if unused_only else 0)
+        self._do(Command.REM_LOCKSPACE, wire.pack_lockspace(space), flags=flags)
+
+    def get_lockspaces(self) -> tuple[Lockspace, ...]:
+        """Return the lockspaces: joined, being left, being joined; see LockspaceFlag."""
+        with self._alone(Command.GET_LOCKSPACES) as channel:
+            header = channel.ask()
+            channel.refuse(header)
+            found = channel.items(header.data2, wire.LOCKSPACE_BYTES)
+        return tuple(map(wire.parse_lockspace, found))
+
+    def get_hosts(self, lockspace: bytes, host_id: int = 0) -> tuple[Host, ...]:
+        """Return the hosts of a lockspace that ever were, or one of them; see HostFlag."""
+        payload = wire.pack_lockspace(Lockspace(lockspace, host_id))
+        with self._alone(Command.GET_HOSTS) as channel:
+            header = channel.ask(payload)
+            channel.refuse(header)
+            return tuple(map(wire.parse_host, channel.items(header.data2, wire.HOST_BYTES)))
+
+    def set_config(self, lockspace: bytes, value: Config | int) -> None:
+        """Say whether a lockspace counts as used, see Config."""
+        payload = wire.pack_lockspace(Lockspace(lockspace))
+        self._do(Command.SET_CONFIG, payload, data=value)
+
+    def set_event(self, lockspace: bytes, event: HostEvent, *, flags: int = 0) -> None:
+        """Send an event to a host, or to all; see EventFlag."""
+        payload = wire.pack_lockspace(Lockspace(lockspace)) + wire.pack_host_event(event)
+        self._do(Command.SET_EVENT, payload, flags=flags)
+
+    def reg_event(self, lockspace: bytes) -> Events:
+        """Listen to events of other hosts, on a connection of its own."""
+        channel = Channel(Command.REG_EVENT, self.path, self.timeout_s)
+        payload = wire.pack_lockspace(Lockspace(lockspace)) + wire.pack_host_event(HostEvent(0))
+        try:
+            channel.refuse(channel.ask(payload))
+        except BaseException:
+            channel.socket.close()
+            raise
+        return Events(channel, lockspace)
+
+    def end_event(self, events: Events) -> None:
+        """Listen no more."""
+        events.close()
+        self._do(Command.END_EVENT, wire.pack_lockspace(Lockspace(events.lockspace)))
+
+    # -- leases --------------------------------------------------------------------------------
+
+    def acquire(
+        self,
+        resources: Sequence[Resource],
+        *,
+        pid: int = SELF,
+        flags: int = 0,
+        owner_name: bytes = b"",
+    ) -> None:
+        """Acquire leases, all or none of them, for this client or a registered pid.
+
+        A resource's flags and lver say how, see ResourceFlag and AcquireFlag. The owner name is
+        shown in the status of the daemon.
+        """
+        packed = b"".join(wire.pack_resource(one, with_disks=True) for one in resources)
+        payload = packed + wire.pack_options(owner_name)
+        self._do_for(Command.ACQUIRE, payload, pid, data=len(resources), flags=flags)
+
+    def release(self, resources: Sequence[Resource], *, pid: int = SELF) -> None:
+        """Release leases; those of a list that are not held (-1) do not keep the others."""
+        self._release(resources, pid, 0)
+
+    def release_all(self, *, pid: int = SELF) -> None:
+        """Release everything."""
+        self._release((), pid, ReleaseFlag.ALL)
+
+    def release_renaming(self, resource: Resource, name: bytes, *, pid: int = SELF) -> None:
+        """Release a lease and give the resource another name at once."""
+        named = resource._replace(name=name)
+        self._release((resource, named), pid, ReleaseFlag.RENAME)
+
+    def release_orphans(self, resource: Resource, *, pid: int = SELF) -> int:
+        """Drop the orphan of a resource, or without its name all of the lockspace.
+
+        Returns how many there were. Some registered pid is needed.
+        """
+        return self._release((resource,), pid, ReleaseFlag.ORPHAN)
+
+    def _release(self, resources: Sequence[Resource], pid: int, flags: int) -> int:
+        packed = b"".join(wire.pack_resource(one, with_disks=False) for one in resources)
+        header = self._do_for(Command.RELEASE, packed, pid, data=len(resources), flags=flags)
+        return header.result
+
+    def inquire(self, *, pid: int = SELF) -> tuple[int, bytes]:
+        """Return how many leases a client holds, and the text that describes them.
+
+        The text is `lockspace:name:path:offset:lver` for each, with blanks between; empty for none.
+        """
+        with self._for(Command.INQUIRE, pid) as channel:
+            header = channel.ask(data2=pid)
+            text = channel.extra(header)  # a refusal may have some too
+            channel.refuse(header)
+        return header.data2, wire.cut(text)
+
+    def convert(self, resource: Resource, *, pid: int = SELF, nowait: bool = False) -> None:
+        """Make a lease shared, or exclusive, as the resource's SHARED flag says."""
+        flags = AcquireFlag.OWNER_NOWAIT if nowait else 0
+        payload = wire.pack_resource(resource, with_disks=False)
+        self._do_for(Command.CONVERT, payload, pid, flags=flags)
+
+    def request(self, resource: Resource, force_mode: int, *, flags: int = 0) -> None:
+        """Ask the holder of a lease to give it up by `resource.lver`, see RequestFlag.
+
+        force_mode: 1 kills the holder, 2 runs its killpath.
+        """
+        payload = wire.pack_resource(resource, with_disks=True)
+        self._do(Command.REQUEST, payload, data=force_mode, flags=flags)
+
+    def examine_lockspace(self, space: Lockspace) -> None:
+        """Have the daemon look at once for requests to all leases in a lockspace."""
+        self._do(Command.EXAMINE_LOCKSPACE, wire.pack_lockspace(space))
+
+    def examine_resource(self, resource: Resource) -> None:
+        """Have the daemon look at once for a request to one lease."""
+        self._do(Command.EXAMINE_RESOURCE, wire.pack_resource(resource, with_disks=False))
+
+    def set_lvb(self, resource: Resource, value: bytes) -> None:
+        """Set the beginning of the value block of a lease that this host holds with one."""
+        self._do(Command.SET_LVB, wire.pack_resource(resource, with_disks=False) + value)
+
+    def get_lvb(self, resource: Resource) -> bytes:
+        """Return the value block, one sector, of a lease that this host holds with one."""
+        payload = wire.pack_resource(resource, with_disks=False)
+        with self._alone(Command.GET_LVB) as channel:
+            header = channel.ask(payload)
+            channel.refuse(header)
+            return channel.extra(header)
+
+    # -- storage -------------------------------------------------------------------------------
+
+    def align(self, path: bytes) -> int:
+        """Return the align size in bytes that a file or device gets by default."""
+        return self._do(Command.ALIGN, wire.pack_disk(wire.Disk(path))).result
+
+    def write_lockspace(self, space: Lockspace, io_timeout: int = 0, *, max_hosts: int = 0) -> None:
+        """Format a lockspace, whatever is there. io_timeout: s, 0 for 10."""
+        payload = wire.pack_lockspace(space)
+        self._do(Command.WRITE_LOCKSPACE, payload, data=max_hosts, data2=io_timeout)
+
+    def write_resource(
+        self,
+        resource: Resource,
+        *,
+        max_hosts: int = 0,
+        num_hosts: int = 0,
+        clear: bool = False,
+    ) -> None:
+        """Format a resource, or clear it, whatever is there.
+
+        The original takes `max_hosts` for the num_hosts on the disk (spec/wire-protocol.md 5).
+        """
+        flags = WriteFlag.CLEAR if clear else 0
+        payload = wire.pack_resource(resource, with_disks=True)
+        self._do(Command.WRITE_RESOURCE, payload, data=max_hosts, data2=num_hosts, flags=flags)
+
+    def read_lockspace(self, space: Lockspace) -> tuple[Lockspace, int]:
+        """Return a lockspace as it is on the disk, and its io_timeout in seconds."""
+        with self._alone(Command.READ_LOCKSPACE) as channel:
+            header = channel.ask(wire.pack_lockspace(space))
+            channel.refuse(header)
+            return wire.parse_lockspace(channel.receive(wire.LOCKSPACE_BYTES)), header.data2
+
+    def read_resource(self, resource: Resource) -> Resource:
+        """Return names, lver and sizes of a resource on the disk, without its disks."""
+        payload = wire.pack_resource(resource, with_disks=True)
+        with self._alone(Command.READ_RESOURCE) as channel:
+            channel.refuse(channel.ask(payload))
+            return wire.parse_resource(channel.receive(wire.RESOURCE_BYTES))
+
+    def read_resource_owners(self, resource: Resource) -> tuple[Resource, tuple[Host, ...]]:
+        """Return a resource on the disk and who owns or shares it."""
+        payload = wire.pack_resource(resource, with_disks=True)
+        with self._alone(Command.READ_RESOURCE_OWNERS) as channel:
+            header = channel.ask(payload)
+            channel.refuse(header)
+            found = wire.parse_resource(channel.receive(wire.RESOURCE_BYTES))
+            hosts = channel.items(header.data2, wire.HOST_BYTES)
+        return found, tuple(map(wire.parse_host, hosts))
+
+    # -- the resource index --------------------------------------------------------------------
+
+    def format_rindex(self, rindex: Rindex) -> None:
+        """Format a resource index, whatever is there."""
+        self._do(Command.FORMAT_RINDEX, wire.pack_rindex(rindex))
+
+    def rebuild_rindex(self, rindex: Rindex, *, flags: int = 0) -> None:
+        """Make an index anew from the resources behind it."""
+        self._do(Command.REBUILD_RINDEX, wire.pack_rindex(rindex), flags=flags)
+
+    def lookup_rindex(self, rindex: Rindex, entry: Rentry, *, flags: int = 0) -> Rentry:
+        """Return an entry by name or offset; the first free place without either."""
+        return self._entry(Command.LOOKUP_RINDEX, rindex, entry, flags=flags)
+
+    def update_rindex(
+        self, rindex: Rindex, entry: Rentry, *, remove: bool = False, flags: int = 0
+    ) -> Rentry:
+        """Add or remove an entry; the resource itself is not touched."""
+        flags |= RindexFlag.REMOVE if remove else RindexFlag.ADD
+        return self._entry(Command.UPDATE_RINDEX, rindex, entry, flags=flags)
+
+    def create_resource(
+        self, rindex: Rindex, name: bytes, *, max_hosts: int = 0, num_hosts: int = 0
+    ) -> int:
+        """Format a resource in the first free place and enter it; returns its offset."""
+        entry = Rentry(name)
+        made = self._entry(Command.CREATE_RESOURCE, rindex, entry, data=max_hosts, data2=num_hosts)
+        return made.offset
+
+    def delete_resource(self, rindex: Rindex, entry: Rentry) -> None:
+        """Remove a resource from the index and clear it."""
+        self._entry(Command.DELETE_RESOURCE, rindex, entry)
+
+    def _entry(
+        self,
+        command: Command,
+        rindex: Rindex,
+        entry: Rentry,
+        *,
+        flags: int = 0,
+        data: int = 0,
+        data2: int = 0,
+    ) -> Rentry:
+        payload = wire.pack_rindex(rindex) + wire.pack_rentry(entry)
+        with self._alone(command) as channel:
+            channel.refuse(channel.ask(payload, data=data, data2=data2, flags=flags))
+            return wire.parse_rentry(channel.receive(wire.RENTRY_BYTES))
+
+    # -- the daemon ----------------------------------------------------------------------------
+
+    def status(self, kind: int = 0) -> Iterator[Record]:
+        """Yield the state of the daemon, clients, lockspaces and resources.
+
+        kind: 1 for the daemon only, 2 with clients, 3 with lockspaces, 0 for all.
+        """
+        with self._alone(Command.STATUS) as channel:
+            channel.refuse(channel.ask(data=kind))
+            yield from channel.records()
+
+    def host_status(self, lockspace: bytes) -> Iterator[Record]:
+        """Yield what is known of each host that was ever seen in a lockspace."""
+        with self._alone(Command.HOST_STATUS) as channel:
+            channel.refuse(channel.ask(wire.pack_lockspace(Lockspace(lockspace))))
+            yield from channel.records()
+
+    def renewals(self, lockspace: bytes) -> Renewals:
+        """Return the latest renewals of a lockspace, oldest first."""
+        with self._alone(Command.RENEWAL) as channel:
+            header = channel.ask(wire.pack_lockspace(Lockspace(lockspace)))
+            channel.refuse(header)
+            return Renewals(header.data2, tuple(channel.records()))
+
+    def log_dump(self) -> bytes:
+        """Return the latest lines of the daemon's log."""
+        with self._alone(Command.LOG_DUMP) as channel:
+            header = channel.ask()
+            channel.refuse(header)
+            if header.data > _LOG_MAX:
+                raise channel.broken(f"the answer announces a log of {header.data} bytes")
+            return channel.receive(header.data)
+
+    def version(self) -> Version:
+        """Return the daemon's release, as 0x03080500, and its protocol's version."""
+        header = self._do(Command.VERSION)
+        return Version(header.data2, header.version)
+
+    def shutdown(self, *, force: int = 0) -> None:
+        """Ask the daemon to end, and do not wait: it ignores that while lockspaces are joined."""
+        with self._alone(Command.SHUTDOWN) as channel:
+            channel.tell(data=force)
+
+    def shutdown_wait(self, *, force: int = 0) -> None:
+        """End the daemon and wait until it has left every lockspace."""
+        self._do(Command.SHUTDOWN_WAIT, data=force)
