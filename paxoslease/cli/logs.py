@@ -22,6 +22,7 @@ _SENTENCES = {
     "watchdog_reopened": "watchdog {0} is kept alive again",
     "watchdog_abandoned": "watchdog {0} is not kept alive: the host will be reset in {1} s",
     "watchdog_failed": "watchdog {0} cannot be kept alive: {1}",
+    "no_locks": "driver {1} takes NO LOCKS AT ALL: nothing keeps guest {0} from running twice",
     "io_timeout": "{0} of {1} at offset {2} does not end",
     "io_came_back": "{0} of {1} at offset {2}, which had not ended in time, has ended now",
 }

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from paxoslease.cli import launch
+from paxoslease import launch
 from paxoslease.cli.addresses import NamedPlace, named_place
 from paxoslease.cli.exits import EXIT_HELP, Exit
 from paxoslease.cli.interrupts import interrupts

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from typing import NoReturn
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,24 +27,33 @@ def come_to_foreground(parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
 
 
-def main() -> None:
-    """Set up this process and become the command."""
-    # What Python changed for itself, the command must find as it was.
+def restore_signals() -> None:
+    """Undo what Python changed for itself: the command must find it as it was."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def become(program: str, arguments: list[str]) -> NoReturn:
+    """Turn this process into the command, or end it with status 126."""
+    try:
+        os.execv(program, [program, *arguments])
+    except OSError as error:
+        sys.stderr.write(f"paxoslease: {program} cannot be run: {error.strerror}\n")
+        sys.exit(126)
+
+
+def main() -> None:
+    """Set up this process and become the command."""
+    restore_signals()
     parent, program, *arguments = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGKILL)
     come_to_foreground(int(parent))
-    try:
-        os.execv(program, [program, *arguments])
-    except OSError as error:
-        sys.stderr.write(f"paxoslease: {program} cannot be run: {error.strerror}\n")
-        sys.exit(126)
+    become(program, arguments)
 
 
 if __name__ == "__main__":
