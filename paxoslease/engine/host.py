@@ -145,6 +145,7 @@ class Membership(Context):
         self._recovering: Operation[None] | None = None
         self._pet_lock = threading.Lock()  # held over a message to the watchdog, never over a disk
         self._is_disarmed = False
+        self._is_used_otherwise = False
 
     # -- effects, on a runner's thread -----------------------------------------------------------
 
@@ -228,7 +229,7 @@ class Membership(Context):
             is_forced=is_forced,
         )
         self._recovery = recovery.Recovery(ladder)
-        self._recovery.tell(recovery.Used(self.leases.are_used and not is_forced))
+        self._recovery.tell(recovery.Used(self._is_used and not is_forced))
         for process in processes:
             self._watch(process)
         context = _Forced(self) if is_forced else self
@@ -262,7 +263,21 @@ class Membership(Context):
         A lost lease counts as used until its user has given it back: only then is it known that
         nothing would have to be stopped by the watchdog.
         """
-        self._post_event(recovery.Used(self.leases.are_used))
+        self._post_event(recovery.Used(self._is_used))
+
+    @property
+    def _is_used(self) -> bool:
+        return self.leases.are_used or self._is_used_otherwise
+
+    def set_used(self, is_used: bool) -> None:
+        """Say whether somebody who holds no lease needs the lockspace until it is cleared."""
+        self._is_used_otherwise = is_used
+        self._tell_use()
+
+    def kill_processes(self) -> None:
+        """Begin to kill the guarded processes, as a part of leaving; `leave` waits for them."""
+        if not self.leases.lost.is_set():
+            self.engine.guards.post(lambda: self._recover(is_forced=True))
 
     def _guard_ended(self, guarding: Operation[None]) -> None:
         error = guarding.exception()
@@ -368,7 +383,7 @@ class Membership(Context):
         alive = self.processes.alive()
         if alive and not self.leases.lost.is_set():
             _log.warning("processes_killed lockspace=%r reason=it is being left", self.lockspace)
-            self.engine.guards.post(lambda: self._recover(is_forced=True))
+            self.kill_processes()
         for process in alive:
             if not process.wait(left_s()):
                 raise TimeoutError(f"process {process.pid} does not end")

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from paxoslease.errors import ConfigError
 
@@ -105,6 +105,9 @@ class Process:
             self.pidfd = -1
 
 
+P = TypeVar("P", bound=Process)
+
+
 class Processes:
     """The processes of one lockspace, by handle. Thread-safe."""
 
@@ -115,8 +118,12 @@ class Processes:
 
     def add(self, pid: int, wishes: Wishes) -> Process:
         """Follow a process. Raises ConfigError when there is none of that number."""
+        return self.follow(lambda handle: Process(handle, pid, wishes))
+
+    def follow(self, make: Callable[[int], P]) -> P:
+        """Follow what is made with the handle it gets. Raises what `make` raises."""
         with self._lock:
-            process = Process(self._next, pid, wishes)
+            process = make(self._next)
             self._by_handle[process.handle] = process
             self._next += 1
         return process

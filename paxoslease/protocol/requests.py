@@ -185,6 +185,13 @@ def mark(state: Advertiser, host_id: int) -> Advertiser:
     return state._replace(marks=(*others, (host_id, 0)))
 
 
+def unmark(state: Advertiser, host_id: int) -> Advertiser:
+    """Take back a host's bit, be it set for a mark or for the event."""
+    marks = tuple(m for m in state.marks if m[0] != host_id)
+    targets = tuple(h for h in state.targets if h != host_id)
+    return state._replace(marks=marks, targets=targets)
+
+
 def set_event(
     state: Advertiser, host_id: int, event: HostEvent, *, replace: bool = False
 ) -> Advertiser:
