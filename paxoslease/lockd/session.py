@@ -1,0 +1,135 @@
+"""What one connection may do, and the answers that it gets: bytes in, bytes out, no socket.
+
+Source: spec/lock-drivers.md 8.3 (odd input, order of the checks), 8.4 (keepalive), 9 (procedures).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from paxoslease.lockd import failures
+from paxoslease.lockd.failures import LockRefused
+from paxoslease.lockd.space import LockTable
+from paxoslease.wire.virtlock import (
+    HEADER_SIZE,
+    KEEPALIVE_PROGRAM,
+    PROGRAM,
+    VERSION,
+    AcquireFlag,
+    Call,
+    CreateLockspace,
+    Header,
+    Keepalive,
+    MessageType,
+    New,
+    Procedure,
+    Register,
+    ResourceCall,
+    Restrict,
+    Status,
+    pack_keepalive,
+    pack_reply,
+    parse_call,
+    parse_header,
+)
+from paxoslease.wire.xdr import WORD_SIZE, XdrError
+
+_CALLS = (MessageType.CALL, MessageType.CALL_WITH_FDS)
+_NAMES = {p: p.name.title().replace("_", "") for p in Procedure}
+_KNOWN_FLAGS = {Procedure.ACQUIRE_RESOURCE: int(AcquireFlag.SHARED | AcquireFlag.AUTOCREATE)}
+
+
+class Owner(NamedTuple):
+    """Whom a connection speaks for. `owner_id` is never 0."""
+
+    uuid: bytes
+    name: bytes
+    owner_id: int
+    pid: int
+
+
+class Session:
+    """One connection's rights, and its way to the table of locks."""
+
+    def __init__(
+        self, table: LockTable, owner: Owner | None = None, *, is_restricted: bool = False
+    ) -> None:
+        self._table = table
+        self.owner = owner
+        self.is_restricted = is_restricted
+
+    def answer(self, message: bytes) -> bytes:
+        """Serve a message; return what is to be sent, nothing for what gets no answer.
+
+        Raises XdrError when the message has no header.
+        """
+        header = parse_header(message)
+        if header[:4] == (KEEPALIVE_PROGRAM, VERSION, Keepalive.PING, MessageType.MESSAGE):
+            return pack_keepalive(Keepalive.PONG)
+        if header.kind not in _CALLS:
+            return b""
+        try:
+            self._perform(header, self._call(header, message))
+        except LockRefused as refused:
+            return pack_reply(header, refused.failure)
+        return pack_reply(header)
+
+    def _call(self, header: Header, message: bytes) -> Call:
+        """Decode a call; the order of the checks is virtlockd's."""
+        if (header.program, header.version) != (PROGRAM, VERSION):
+            where = f"program {header.program} version {header.version}"
+            raise failures.rpc_error(f"Cannot find {where}")
+        if header.status != Status.OK:
+            raise failures.rpc_error(f"Unexpected message status {header.status}")
+        try:
+            procedure = Procedure(header.procedure)
+        except ValueError:
+            raise failures.rpc_error(f"unknown procedure: {header.procedure}") from None
+        has_count = header.kind == MessageType.CALL_WITH_FDS
+        try:
+            return parse_call(procedure, message, HEADER_SIZE + has_count * WORD_SIZE)
+        except XdrError:
+            raise failures.rpc_error("Unable to decode message payload") from None
+
+    def _perform(self, header: Header, call: Call) -> None:
+        procedure = Procedure(header.procedure)
+        if not isinstance(call, CreateLockspace):
+            unknown = call.flags & ~_KNOWN_FLAGS.get(procedure, 0)
+            if unknown:
+                raise failures.unsupported_flags(unknown, _NAMES[procedure])
+        if self.is_restricted:
+            raise failures.restricted()
+        match call:
+            case Register():
+                self._register(call)
+            case CreateLockspace():
+                self._table.create_lockspace(call.path)
+            case Restrict():
+                self._registered()
+                self.is_restricted = True
+            case New():
+                self._registered()
+                self._table.new_lockspace(call.path)
+            case ResourceCall():
+                self._perform_on_resource(call, self._registered().pid)
+
+    def _register(self, call: Register) -> None:
+        if not call.owner_id:
+            raise failures.unregistered()
+        self.owner = Owner(call.uuid, call.name, call.owner_id, call.pid)
+
+    def _registered(self) -> Owner:
+        if self.owner is None:
+            raise failures.unregistered()
+        return self.owner
+
+    def _perform_on_resource(self, call: ResourceCall, pid: int) -> None:
+        match call.procedure:
+            case Procedure.CREATE_RESOURCE:
+                self._table.create_resource(call.path, call.name)
+            case Procedure.DELETE_RESOURCE:
+                self._table.delete_resource(call.path, call.name)
+            case Procedure.ACQUIRE_RESOURCE:
+                self._table.acquire(call.path, call.name, pid, AcquireFlag(call.flags))
+            case _:
+                self._table.release(call.path, call.name, pid)

@@ -1,0 +1,1 @@
+"""Tests of the lock daemon that stands in virtlockd's place."""
