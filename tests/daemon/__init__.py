@@ -1,0 +1,1 @@
+"""The daemon, beside the real sanlock: the same calls, the same answers."""

@@ -1,0 +1,1 @@
+"""The scripts: each function plays steps on a stage."""
