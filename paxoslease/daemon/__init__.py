@@ -1,0 +1,1 @@
+"""The lease daemon: sockets, clients and commands around the engine."""

@@ -1,0 +1,183 @@
+"""One client's connection: requests in, replies out, one at a time, in order.
+
+Reading takes from the socket just what the request needs, so whatever a client sent ahead stays in
+the socket, where it survives a restart of the daemon. While a request is being worked on its
+connection is not read.
+
+A client that stops in the middle of a request, or does not read its reply, keeps only itself
+waiting: the loop serves the others. Unless it is registered (then its end would cost it its
+leases), it is given PATIENCE_S and then dropped.
+
+Source: spec/wire-protocol.md 2, 4, 5, 17 and 21.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from paxoslease.wire import sanlock as wire
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.clients import Client
+
+_log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 30.0
+SKIP_MAX: Final = 1 << 20
+RESOURCES_MAX: Final = 1024
+
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class Dropped(Exception):
+    """The connection is not to be used any more: it ended, broke, or its client was too slow."""
+
+
+class Connection:
+    """A connected client. Belongs to the loop's thread.
+
+    client: the registered client whose life it is, None before REGISTER. is_muted: every further
+    request is ignored (RESTRICT_ALL). is_given_away: it has become an event connection.
+    name: what a status shows for an unregistered client: the command under way.
+    """
+
+    def __init__(self, number: int, connected: socket.socket) -> None:
+        self.number = number
+        self.socket = connected
+        self.client: Client | None = None
+        self.is_muted = False
+        self.is_given_away = False
+        self.name = b""
+        self.command_active = 0
+        self.command_last = 0
+        self.partial = bytearray()  # of a request that has not arrived whole
+        self.peer_pid, self.peer_uid, self.peer_gid = _credentials(connected)
+
+    async def next_call(self) -> Call:
+        """Wait for the next request. Raises Dropped at the end of the connection."""
+        while True:
+            header = await self._read_header()
+            if not _is_good(header) or self.is_muted:
+                if self.is_muted:
+                    self.partial.clear()
+                    continue
+                # Nobody who speaks this protocol sends such a thing: what follows is not
+                # understood, and a client that waits for an answer is told by the end.
+                _log.warning("bad_request peer=%d header=%s", self.peer_pid, header)
+                raise Dropped
+            payload = await self._read_payload(header)
+            self.partial.clear()
+            return Call(self, header, payload)
+
+    async def _read_header(self) -> wire.Header:
+        await self._fill(wire.HEADER_BYTES, is_begun=bool(self.partial))
+        return wire.parse_header(bytes(self.partial[: wire.HEADER_BYTES]))
+
+    async def _read_payload(self, header: wire.Header) -> bytes:
+        base = wire.HEADER_BYTES
+        many = RESOURCES_MAX if header.version > wire.PROTOCOL_VERSION else wire.RESOURCES_MAX
+        while True:
+            need = base + wire.payload_need(header, bytes(self.partial[base:]), many)
+            if len(self.partial) >= need:
+                return bytes(self.partial[base:])
+            await self._fill(need, is_begun=True)
+
+    async def _fill(self, size: int, *, is_begun: bool) -> None:
+        """Read until `size` bytes of the request are there."""
+        loop = asyncio.get_running_loop()
+        while len(self.partial) < size:
+            reading = loop.sock_recv(self.socket, size - len(self.partial))
+            limit_s = None if self.client is not None or not is_begun else PATIENCE_S
+            try:
+                data = await asyncio.wait_for(reading, limit_s) if limit_s else await reading
+            except TimeoutError:
+                _log.warning("slow_client peer=%d", self.peer_pid)
+                raise Dropped from None
+            except OSError:
+                raise Dropped from None
+            if not data:
+                raise Dropped
+            is_begun = True
+            self.partial += data
+
+    async def send(self, data: bytes) -> None:
+        """Send a reply. Raises Dropped when the client is gone or does not read it."""
+        loop = asyncio.get_running_loop()
+        limit_s = None if self.client is not None else PATIENCE_S
+        try:
+            await asyncio.wait_for(loop.sock_sendall(self.socket, data), limit_s)
+        except TimeoutError:
+            _log.warning("client_does_not_read peer=%d", self.peer_pid)
+            raise Dropped from None
+        except OSError:
+            raise Dropped from None
+
+    def close(self) -> None:
+        """Close the socket, unless it has become an event connection."""
+        if not self.is_given_away:
+            self.socket.close()
+
+
+class Call:
+    """A request that has arrived whole, and the way to answer it.
+
+    `closes`: the connection ends after the reply, unless its client is registered.
+    """
+
+    def __init__(self, connection: Connection, header: wire.Header, payload: bytes) -> None:
+        self.connection = connection
+        self.header = header
+        self.payload = payload
+        self.closes = False
+        self.is_answered = False
+        self.after_reply: list[Callable[[], None]] = []
+
+    @property
+    def command(self) -> wire.Command:
+        """Return the command."""
+        return wire.Command(self.header.command)
+
+    def lockspace(self) -> wire.Lockspace:
+        """Return the lockspace that the payload begins with."""
+        return wire.parse_lockspace(self.payload[: wire.LOCKSPACE_BYTES])
+
+    def resource(self) -> wire.Resource:
+        """Return the resource, with its disks, that the payload begins with."""
+        resources, _ = wire.parse_resources(self.payload, 1)
+        return resources[0]
+
+    async def reply(
+        self, result: int, data2: int = 0, body: bytes = b"", *, length: int | None = None
+    ) -> None:
+        """Answer with a header and what follows it."""
+        header = wire.Header(
+            self.header.command,
+            self.header.flags,
+            wire.HEADER_BYTES + len(body) if length is None else length,
+            result,
+            data2,
+            self.header.seq,
+        )
+        await self.send(wire.pack_header(header) + body)
+
+    async def send(self, data: bytes) -> None:
+        """Answer with these bytes."""
+        self.is_answered = True
+        await self.connection.send(data)
+
+
+def _is_good(header: wire.Header) -> bool:
+    if header.magic != wire.MAGIC or not wire.Command.REGISTER <= header.command <= 40:
+        return False
+    return header.version >> 16 == 0 or header.command == wire.Command.VERSION
+
+
+def _credentials(connected: socket.socket) -> tuple[int, int, int]:
+    packed = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, gid = _CREDENTIALS.unpack(packed)
+    return pid, uid, gid

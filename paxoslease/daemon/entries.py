@@ -1,0 +1,129 @@
+"""What the registry keeps: a resource that this host holds, and each client's hold on it.
+
+Source: spec/wire-protocol.md 6.4, 9 and 14.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from paxoslease.daemon.bridge import in_thread
+from paxoslease.daemon.clients import Client
+from paxoslease.engine.host import engine
+from paxoslease.engine.leases import Holding
+from paxoslease.wire import sanlock as wire
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.spaces import Space
+
+Key = tuple[bytes, bytes]
+
+
+class Phase(Enum):
+    """What is done with an entry, in the words of a status."""
+
+    ACQUIRING = "add"
+    HELD = "held"
+    CONVERTING = "converting"
+    RELEASING = "rem"
+    ORPHAN = "orphan"
+
+
+class Token:
+    """One client's hold on an entry."""
+
+    __slots__ = ("client", "entry", "is_persistent", "number")
+
+    def __init__(self, number: int, client: Client, entry: Entry, is_persistent: bool) -> None:
+        self.number = number
+        self.client = client
+        self.entry = entry
+        self.is_persistent = is_persistent
+
+
+class Entry:
+    """A resource that this host holds, or is about to.
+
+    lvb: the value block attached, None for none. pid: of the client that acquired it exclusively, 0
+    for none. killpath, killpath_args, restricted: that client's, as they were then.
+    """
+
+    def __init__(self, number: int, space: Space, resource: wire.Resource, client: Client) -> None:
+        self.number = number
+        self.space = space
+        self.resource = resource
+        self.shared = resource.is_shared
+        self.phase = Phase.ACQUIRING
+        self.tokens: list[Token] = []
+        self.holding: Holding | None = None
+        self.pid = 0 if self.shared else client.pid
+        self.killpath = client.killpath
+        self.killpath_args = client.killpath_args
+        self.restricted = client.restricted
+        self.lvb: bytearray | None = None
+        self.is_lvb_dirty = False
+        self.lver = 0
+        self.reused = 0
+
+    @property
+    def key(self) -> Key:
+        """Return the names by which the entry is found."""
+        return self.resource.lockspace, self.resource.name
+
+    def dump(self, lease: dict[str, Any] | None, doing: str) -> dict[str, Any]:
+        """Return it as plain data: `lease` as the engine dumps it, `doing`: what is under way."""
+        return {
+            "resource": wire.pack_resource(self.resource, with_disks=True).hex(),
+            "number": self.number,
+            "phase": self.phase.value,
+            "shared": self.shared,
+            "tokens": [[t.client.number, t.number, t.is_persistent] for t in self.tokens],
+            "pid": self.pid,
+            "killpath": self.killpath.hex(),
+            "killpath_args": self.killpath_args.hex(),
+            "restricted": int(self.restricted),
+            "lvb": None if self.lvb is None else self.lvb.hex(),
+            "lvb_dirty": self.is_lvb_dirty,
+            "lver": self.lver,
+            "lease": lease,
+            "doing": doing,
+        }
+
+    @property
+    def owner(self) -> Client | None:
+        """Return the client that holds it exclusively."""
+        return self.tokens[0].client if self.tokens and not self.shared else None
+
+
+class HeldFiles:
+    """Opens files off the loop and keeps them open meanwhile, so that nothing blocks it.
+
+    Raises DiskError, UnsuitableDevice on entering.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = list(dict.fromkeys(paths))
+        self._held: list[str] = []
+
+    async def __aenter__(self) -> HeldFiles:
+        files = engine().files
+        try:
+            for path in self._paths:
+                if not files.hold_open(path):
+                    await in_thread(files.hold, path)
+                self._held.append(path)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the files back."""
+        for path in self._held:
+            engine().files.drop(path)
+        self._held.clear()

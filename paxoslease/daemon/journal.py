@@ -1,0 +1,204 @@
+"""What a daemon remembers outside of itself, so that a successor can go on with it.
+
+A file in the run directory, which lies in memory (tmpfs): one JSON object per line, of which the
+last one with the same key counts. A line is there once write() has returned, whatever then happens
+to the process; after a crash of the whole host nothing of it is wanted. When the file has grown to
+several times of what counts, it is written anew and put in the old one's place.
+
+What is begun with a lease is noted before it is begun and its end before the client is told, so a
+successor knows of everything that may be on the disk. Belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from paxoslease.engine.state import boot_identity, dump_lease, dump_membership
+from paxoslease.errors import PaxosleaseError
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.clients import Client
+    from paxoslease.daemon.entries import Entry
+    from paxoslease.daemon.spaces import Space
+
+_log = logging.getLogger(__name__)
+
+_SMALL: Final = 1 << 20
+_GROWTH: Final = 4
+_LINES_READ_MAX: Final = 1 << 28
+
+
+class Journal:
+    """The journal of one daemon."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lines: dict[str, bytes] = {}
+        self._live = 0
+        self._written = 0
+        self._fd = -1
+
+    def begin(self) -> None:
+        """Begin a new file with what is known, in place of any old one. Raises OSError."""
+        self._put("boot", {"boot": boot_identity()})
+        self._rewrite()
+
+    def close(self) -> None:
+        """End it: an orderly end leaves nothing behind for a successor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            os.unlink(self._path)
+
+    def detach(self) -> None:
+        """Stop writing, and leave the file to a successor."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # -- what is noted ---------------------------------------------------------------------------
+
+    def client_changed(self, client: Client) -> None:
+        """Note a registered client as it is now."""
+        if not client.has_ended:
+            self._put(f"c{client.number}", client.dump())
+
+    def client_ended(self, client: Client) -> None:
+        """Forget a client."""
+        self._drop(f"c{client.number}")
+
+    def space_changed(self, space: Space) -> None:
+        """Note a joined lockspace as it is now; one that is over is forgotten."""
+        key = f"s{space.name.hex()}"
+        if space.membership is None or space.is_dead:
+            self._drop(key)
+            return
+        try:
+            state = space.membership.snapshot(space.outbox.state if space.outbox else None)
+        except PaxosleaseError as error:
+            _log.info("s%d is not to be continued: %s", space.number, error)
+            self._drop(key)
+            return
+        self._put(key, space.dump(dump_membership(state)))
+
+    def space_ended(self, space: Space) -> None:
+        """Forget a lockspace."""
+        self._drop(f"s{space.name.hex()}")
+
+    def entry_changed(self, entry: Entry) -> None:
+        """Note a resource that is held, with those who hold it."""
+        self._put(_key(entry), entry.dump(self._lease_of(entry), ""))
+
+    def entry_ended(self, entry: Entry) -> None:
+        """Forget a resource that is not held any more."""
+        self._drop(_key(entry))
+
+    @contextmanager
+    def doing(self, entry: Entry, what: str) -> Iterator[None]:
+        """Note that something is done with a resource; how it ended is noted by the others.
+
+        `what`: acquire, convert or release.
+        """
+        self._put(_key(entry), entry.dump(self._lease_of(entry), what))
+        yield
+
+    @staticmethod
+    def _lease_of(entry: Entry) -> dict[str, Any] | None:
+        membership, holding = entry.space.membership, entry.holding
+        if membership is None or holding is None:
+            return None
+        try:
+            return dump_lease(membership.leases.snapshot(holding))
+        except PaxosleaseError as error:
+            _log.info("r%d is not to be continued: %s", entry.number, error)
+            return None
+
+    # -- the file --------------------------------------------------------------------------------
+
+    def _put(self, key: str, value: dict[str, Any]) -> None:
+        line = json.dumps({"key": key, **value}, separators=(",", ":")).encode() + b"\n"
+        old = self._lines.get(key, b"")
+        if old == line:
+            return
+        self._lines[key] = line
+        self._live += len(line) - len(old)
+        self._append(line)
+
+    def _drop(self, key: str) -> None:
+        old = self._lines.pop(key, None)
+        if old is not None:
+            self._live -= len(old)
+            self._append(json.dumps({"key": key, "gone": True}).encode() + b"\n")
+
+    def _append(self, line: bytes) -> None:
+        if self._fd < 0:
+            return
+        try:
+            self._write(line)
+            if self._written > max(_SMALL, _GROWTH * self._live):
+                self._rewrite()
+        except OSError as error:
+            # Without a journal a crash costs what it costs elsewhere, too: the watchdog's reset.
+            _log.error(
+                "journal_failed path=%s error=%s: a crash will lose leases", self._path, error
+            )
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._written += len(data)
+
+    def _rewrite(self) -> None:
+        temporary = f"{self._path}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        old, self._fd = self._fd, os.open(temporary, flags, 0o600)
+        if old >= 0:
+            os.close(old)
+        self._written = 0
+        self._write(b"".join(self._lines.values()))
+        os.rename(temporary, self._path)
+
+    def dump(self) -> dict[str, dict[str, Any]]:
+        """Return all that is noted, by key."""
+        return {key: json.loads(line) for key, line in self._lines.items()}
+
+
+def read_journal(path: str) -> dict[str, dict[str, Any]]:
+    """Read what a predecessor has left: the objects that count, by key.
+
+    A last line without an end, which its writer did not live to finish, does not count. Empty when
+    there is no file, or it is of another boot. Raises OSError.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LINES_READ_MAX)
+    except FileNotFoundError:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for line in data.split(b"\n")[:-1]:
+        try:
+            value = json.loads(line)
+            key = value["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            _log.error("journal_damaged path=%s error=%s", path, error)
+            continue
+        if not isinstance(key, str) or not isinstance(value, dict):
+            continue
+        if value.get("gone"):
+            found.pop(key, None)
+        else:
+            found[key] = value
+    boot = found.pop("boot", {}).get("boot")
+    return found if boot == boot_identity() else {}
+
+
+def _key(entry: Entry) -> str:
+    return f"e{entry.resource.lockspace.hex()}:{entry.resource.name.hex()}"

@@ -1,0 +1,459 @@
+"""The leases of the daemon's clients: who holds which, shared by whom, left behind by whom.
+
+The engine knows one holding per resource and host (engine/leases.py). On top of it the daemon has
+an `Entry` per resource, with a `Token` for each client that holds it: several for a shared lease,
+none for an orphan. What is done with an entry is done by one command at a time, which its `phase`
+says to all others.
+
+Source: spec/wire-protocol.md 6.3, 6.4 and 9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from paxoslease.daemon.bridge import finished
+from paxoslease.daemon.clients import Client
+from paxoslease.daemon.entries import Entry, HeldFiles, Key, Phase, Token
+from paxoslease.daemon.refusal import Refusal, number_of
+from paxoslease.engine.leases import Holding
+from paxoslease.engine.leases import Phase as HoldingPhase
+from paxoslease.errors import (
+    Cancelled,
+    LeaseBusy,
+    LeaseHeld,
+    LeaseLost,
+    PaxosleaseError,
+    StorageError,
+    WaitTimeout,
+)
+from paxoslease.protocol import leases as protocol
+from paxoslease.protocol.paxos import Want
+from paxoslease.wire import sanlock as wire
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.journal import Journal
+    from paxoslease.daemon.spaces import Space, Spaces
+
+_log = logging.getLogger(__name__)
+
+_OWNER_POLL_US: Final = 2_000_000
+_GONE_POLL_S: Final = 0.2
+
+
+class Registry:
+    """All entries. Belongs to the loop's thread."""
+
+    def __init__(self, spaces: Spaces, journal: Journal) -> None:
+        self._spaces = spaces
+        self._journal = journal
+        self._entries: dict[Key, Entry] = {}
+        self._numbers = 0
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    def find(self, lockspace: bytes, name: bytes) -> Entry | None:
+        """Return the entry of these names."""
+        return self._entries.get((lockspace, name))
+
+    def of_space(self, space: Space) -> list[Entry]:
+        """Return the entries of a lockspace."""
+        return [entry for entry in self._entries.values() if entry.space is space]
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    # -- acquiring -------------------------------------------------------------------------------
+
+    async def acquire_all(
+        self, client: Client, resources: Sequence[wire.Resource], flags: wire.AcquireFlag
+    ) -> None:
+        """Acquire all of these, or none. Raises Refusal, PaxosleaseError: of the first that failed.
+
+        Their I/O is in flight together. None is begun behind one that is refused at once.
+        """
+        begun: list[asyncio.Task[Token]] = []
+        refused: Refusal | None = None
+        for resource in resources:
+            earlier = self.find(resource.lockspace, resource.name)
+            if earlier is not None and earlier.phase is Phase.ACQUIRING and begun:
+                # The same resource twice in one request: as if one came after the other.
+                await asyncio.wait(begun)
+            try:
+                attempt = self._acquire(client, resource, flags)
+            except Refusal as refusal:
+                refused = refusal
+                break
+            begun.append(asyncio.ensure_future(attempt))
+        await self._unless_ended(client, begun)
+        errors = [Cancelled() if t.cancelled() else t.exception() for t in begun]
+        failures = [error for error in errors if error is not None]
+        tokens = [task.result() for task, error in zip(begun, errors, strict=True) if error is None]
+        if refused is not None:
+            failures.append(refused)
+        if client.has_ended and not failures:
+            failures.append(Refusal(errno.ENOTTY))
+        if failures:
+            for token in tokens:
+                await self._undo(token)
+            raise failures[0]
+        # In the order of the request, in which they are told, not in that of their ends.
+        client.tokens = [t for t in client.tokens if t not in tokens] + tokens
+
+    @staticmethod
+    async def _unless_ended(client: Client, begun: Sequence[asyncio.Task[Token]]) -> None:
+        """Wait for all of these; what still waits when the client ends is given up."""
+        if not begun:
+            return
+        watching = asyncio.ensure_future(client.ended.wait())
+        try:
+            pending: set[asyncio.Task[Any]] = set(begun)
+            while pending and not watching.done():
+                _, rest = await asyncio.wait(
+                    {*pending, watching}, return_when=asyncio.FIRST_COMPLETED
+                )
+                pending = {task for task in rest if task is not watching}
+            for task in pending:
+                task.cancel()
+            if pending:
+                await asyncio.wait(pending)
+        except asyncio.CancelledError:
+            for task in begun:
+                task.cancel()
+            raise
+        finally:
+            watching.cancel()
+
+    def _acquire(self, client: Client, resource: wire.Resource, flags: wire.AcquireFlag) -> Any:
+        """Check what can be checked at once; returns what is to be awaited for the token.
+
+        Raises Refusal.
+        """
+        space = self._spaces.usable(resource.lockspace)
+        if not 1 <= resource.num_disks <= wire.DISKS_MAX:
+            raise Refusal(errno.ERANGE)
+        orphan_flags = wire.AcquireFlag.ORPHAN | wire.AcquireFlag.ORPHAN_ONLY
+        entry = self._entries.get((resource.lockspace, resource.name))
+        if entry is None:
+            if flags & wire.AcquireFlag.ORPHAN_ONLY:
+                raise Refusal(errno.ENOENT)
+            entry = Entry(self._next_number(), space, resource, client)
+            self._entries[entry.key] = entry
+            return self._acquire_new(client, entry, flags)
+        if entry.phase is Phase.RELEASING:
+            raise Refusal(errno.EAGAIN)
+        if entry.phase in (Phase.ACQUIRING, Phase.CONVERTING):
+            raise Refusal(errno.EBUSY)
+        if entry.phase is Phase.ORPHAN:
+            if not flags & orphan_flags or entry.shared != resource.is_shared:
+                raise Refusal(errno.EUCLEAN)
+            entry.phase = Phase.HELD
+            entry.pid = 0 if entry.shared else client.pid
+            entry.killpath, entry.killpath_args = client.killpath, client.killpath_args
+            entry.restricted = client.restricted
+        elif flags & wire.AcquireFlag.ORPHAN_ONLY:
+            raise Refusal(errno.ENOENT)
+        elif not (entry.shared and resource.is_shared):
+            raise Refusal(errno.EEXIST)
+        entry.reused += 1
+        return self._attach(client, entry, resource, flags)
+
+    async def _attach(
+        self, client: Client, entry: Entry, resource: wire.Resource, flags: wire.AcquireFlag
+    ) -> Token:
+        """Give a client a token of an entry that is held."""
+        token = self._hand_out(client, entry, resource)
+        if flags & wire.AcquireFlag.LVB and entry.lvb is None:
+            try:
+                await self._read_lvb(entry)
+            except BaseException:
+                await self._undo(token)
+                raise
+        return token
+
+    def _hand_out(self, client: Client, entry: Entry, resource: wire.Resource) -> Token:
+        is_persistent = bool(resource.flags & wire.ResourceFlag.PERSISTENT)
+        token = Token(self._next_number(), client, entry, is_persistent)
+        entry.tokens.append(token)
+        client.tokens.append(token)
+        client.follow(entry.space)
+        self._journal.entry_changed(entry)
+        return token
+
+    def _remove(self, entry: Entry) -> None:
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+            self._journal.entry_ended(entry)
+        self._spaces.changed()
+
+    async def _acquire_new(self, client: Client, entry: Entry, flags: wire.AcquireFlag) -> Token:
+        try:
+            with self._journal.doing(entry, "acquire"):
+                await self._win(entry, bool(flags & wire.AcquireFlag.OWNER_NOWAIT))
+        except BaseException:
+            self._remove(entry)
+            raise
+        if entry.space.is_dead:
+            self._forget(entry)
+            raise Refusal(errno.ENOSPC)
+        entry.phase = Phase.HELD
+        token = self._hand_out(client, entry, entry.resource)
+        if flags & wire.AcquireFlag.LVB:
+            try:
+                await self._read_lvb(entry)
+            except BaseException:
+                await self._undo(token)
+                raise
+        return token
+
+    async def _win(self, entry: Entry, no_wait: bool) -> None:
+        """Acquire a resource for this host, waiting for an owner that may be dead."""
+        resource = entry.resource
+        membership = entry.space.membership
+        assert membership is not None
+        want = Want(
+            lver=(resource.lver or None) if resource.flags & wire.ResourceFlag.LVER else None,
+            num_hosts=resource.data32 if resource.flags & wire.ResourceFlag.NUM_HOSTS else None,
+        )
+        places = [(os.fsdecode(disk.path), disk.offset) for disk in resource.disks]
+        async with HeldFiles([path for path, _ in places]):
+            wait_us = 0
+            while True:
+                try:
+                    holding = membership.leases.start_acquire(
+                        resource.name, places, shared=entry.shared, wait_us=wait_us, want=want
+                    )
+                except LeaseBusy as error:
+                    is_leaving = error.state == HoldingPhase.RELEASING.value
+                    raise Refusal(errno.EAGAIN if is_leaving else errno.EBUSY) from error
+                assert holding.operation is not None
+                try:
+                    await finished(holding.operation)
+                except asyncio.CancelledError:
+                    membership.leases.give_up(holding)
+                    raise
+                except (LeaseHeld, WaitTimeout) as error:
+                    last = error.last if isinstance(error, WaitTimeout) else error
+                    if no_wait or not isinstance(last, LeaseHeld) or last.alive:
+                        raise last from None
+                    # Neither alive nor dead: the next attempt watches it for a while.
+                    wait_us = _OWNER_POLL_US
+                    continue
+                break
+        entry.holding = holding
+        lease = holding.lease
+        assert lease is not None
+        entry.lver = lease.lver
+
+    async def _read_lvb(self, entry: Entry) -> None:
+        leases = self._leases(entry)
+        assert entry.holding is not None
+        reading = leases.start_on_lease(entry.holding, lambda lease: protocol.read_lvb(lease.claim))
+        entry.lvb = bytearray(await finished(reading))
+        entry.is_lvb_dirty = False
+
+    def _leases(self, entry: Entry) -> Any:
+        assert entry.space.membership is not None
+        return entry.space.membership.leases
+
+    async def _undo(self, token: Token) -> None:
+        """Give back what was acquired for a request that failed as a whole."""
+        try:
+            await self.release(token)
+        except (PaxosleaseError, Refusal) as error:
+            _log.warning("undo_failed resource=%r error=%s", token.entry.resource.name, error)
+
+    # -- releasing -------------------------------------------------------------------------------
+
+    async def release(self, token: Token, new_name: bytes | None = None) -> None:
+        """Give a client's token back, and the lease with the last one. Raises PaxosleaseError."""
+        entry = token.entry
+        self._drop(token)
+        if entry.tokens or entry.phase is Phase.ORPHAN:
+            self._journal.entry_changed(entry)
+            return
+        await self._release_entry(entry, new_name)
+
+    async def release_all(
+        self, tokens: Sequence[Token], new_name: bytes | None = None
+    ) -> list[int]:
+        """Give back several tokens, their I/O in flight together; returns the result of each."""
+
+        async def release(token: Token) -> int:
+            try:
+                await self.release(token, new_name)
+            except (PaxosleaseError, Refusal) as error:
+                return number_of(error)
+            return 0
+
+        return await asyncio.gather(*(release(token) for token in tokens))
+
+    def _drop(self, token: Token) -> None:
+        if token in token.entry.tokens:
+            token.entry.tokens.remove(token)
+        if token in token.client.tokens:
+            token.client.tokens.remove(token)
+        token.client.settle(token.entry.space)
+
+    async def _release_entry(self, entry: Entry, new_name: bytes | None = None) -> None:
+        """Release a lease that nobody uses any more. Raises PaxosleaseError; it is gone all the
+        same, or goes on being released.
+        """
+        holding = entry.holding
+        if holding is None or entry.space.is_dead:
+            self._forget(entry)
+            return
+        entry.phase = Phase.RELEASING
+        with self._journal.doing(entry, "release"):
+            await self._give_back(entry, holding, new_name)
+
+    async def _give_back(self, entry: Entry, holding: Holding, new_name: bytes | None) -> None:
+        leases = self._leases(entry)
+        lvb = bytes(entry.lvb) if entry.lvb is not None and entry.is_lvb_dirty else None
+        failure: PaxosleaseError | None = None
+        if entry.shared:
+            lvb = None
+        try:
+            try:
+                refused = await finished(leases.start_release(holding, lvb, new_name))
+            except StorageError as error:
+                if holding.phase is not HoldingPhase.HELD:
+                    raise
+                # The value block could not be written: the lease is given back without it.
+                failure = error
+                refused = await finished(leases.start_release(holding, None, new_name))
+        except LeaseLost:
+            self._forget(entry)
+            return
+        except LeaseBusy as error:
+            failure = error
+            refused = None
+        except StorageError:
+            self.in_background(self._await_gone(entry))
+            raise
+        except PaxosleaseError:
+            self._forget(entry)
+            raise
+        self._remove(entry)
+        if failure is not None or refused is not None:
+            raise failure or refused
+
+    async def _await_gone(self, entry: Entry) -> None:
+        """Keep an entry until the release that timed out is over: it goes on by itself."""
+        while entry.holding is not None and entry.holding.phase is not HoldingPhase.GONE:
+            if entry.space.is_dead:
+                break
+            await asyncio.sleep(_GONE_POLL_S)
+        self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """Drop an entry without a word to the disk."""
+        for token in list(entry.tokens):
+            self._drop(token)
+        if entry.holding is not None and entry.space.membership is not None:
+            entry.space.membership.leases.forget(entry.holding)
+        self._remove(entry)
+
+    def client_ended(self, client: Client) -> None:
+        """Release, leave behind or forget what a client held whose connection has ended."""
+        for token in list(client.tokens):
+            entry = token.entry
+            self._drop(token)
+            if entry.tokens or entry.phase is not Phase.HELD:
+                self._journal.entry_changed(entry)
+                continue
+            if entry.space.is_dead:
+                self._forget(entry)
+            elif token.is_persistent:
+                entry.phase = Phase.ORPHAN
+                self._journal.entry_changed(entry)
+                self._spaces.changed()
+            else:
+                self.in_background(self._release_entry(entry))
+
+    def space_died(self, space: Space) -> None:
+        """Forget the orphans of a lockspace that has failed or is being removed, unless they count.
+
+        An orphan that counts (USED_BY_ORPHANS) keeps the lockspace from being cleared.
+        """
+        for entry in self.of_space(space):
+            if entry.phase is Phase.ORPHAN and not space.used_by_orphans:
+                self._forget(entry)
+
+    def release_orphans(self, lockspace: bytes, name: bytes) -> int:
+        """Begin to release the orphan of a name, or all of a lockspace; returns how many."""
+        found = [
+            entry
+            for entry in self
+            if entry.phase is Phase.ORPHAN
+            and entry.resource.lockspace == lockspace
+            and name in (b"", entry.resource.name)
+        ]
+        for entry in found:
+            self.in_background(self._release_entry(entry))
+        return len(found)
+
+    def in_background(self, work: Any) -> None:
+        """Run something whose end nobody waits for; what fails is logged."""
+
+        async def run() -> None:
+            try:
+                await work
+            except (PaxosleaseError, Refusal) as error:
+                _log.warning("background_failed result=%d error=%s", number_of(error), error)
+
+        task = asyncio.ensure_future(run())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # -- converting ------------------------------------------------------------------------------
+
+    async def convert(self, token: Token, *, shared: bool) -> None:
+        """Turn a client's lease into the other mode. Raises Refusal, PaxosleaseError."""
+        entry = token.entry
+        if entry.shared == shared:
+            raise Refusal(errno.EALREADY)
+        if entry.space.is_dead:
+            raise Refusal(errno.ENOSPC)
+        if len(entry.tokens) > 1:
+            raise Refusal(errno.EAGAIN)
+        assert entry.holding is not None
+        leases = self._leases(entry)
+        entry.phase = Phase.CONVERTING
+        make = protocol.convert_to_shared if shared else protocol.convert_to_exclusive
+        try:
+            if shared:
+                await self._write_lvb(entry)
+            with self._journal.doing(entry, "convert"):
+                await finished(leases.start_convert(entry.holding, make, gives_up=shared))
+        finally:
+            entry.phase = Phase.HELD
+            self._journal.entry_changed(entry)
+        lease = entry.holding.lease
+        if lease is not None:
+            entry.shared, entry.lver = lease.shared, lease.lver
+        if not entry.shared:
+            entry.pid = token.client.pid
+            entry.killpath = token.client.killpath
+            entry.killpath_args = token.client.killpath_args
+            entry.restricted = token.client.restricted
+        self._journal.entry_changed(entry)
+
+    async def _write_lvb(self, entry: Entry) -> None:
+        if entry.lvb is None or not entry.is_lvb_dirty:
+            return
+        data = bytes(entry.lvb)
+        assert entry.holding is not None
+        leases = self._leases(entry)
+        await finished(
+            leases.start_on_lease(entry.holding, lambda lease: protocol.write_lvb(lease, data))
+        )
+        entry.is_lvb_dirty = False
