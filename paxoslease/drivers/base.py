@@ -128,9 +128,20 @@ class Registration(ABC):
 
 
 class Watch(ABC):
-    """A supervisor's view of whether an owner's locks can still be trusted."""
+    """A supervisor's view of whether an owner's locks can still be trusted.
+
+    address: what the owner's `notify` must be.
+    """
 
     address: str = ""
+
+    @property
+    def ask_again_s(self) -> float | None:
+        """Return after how many seconds to ask again although nothing is readable."""
+        return None
+
+    def forget(self) -> None:  # noqa: B027 - a watch may remember nothing
+        """Forget a loss that was told: the owner has its locks again, or is another one."""
 
     @abstractmethod
     def fileno(self) -> int:

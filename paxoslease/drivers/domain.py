@@ -62,17 +62,7 @@ def read_domain(path: str) -> Domain:
 
 def parse_domain(text: str) -> Domain:
     """Return the domain of an XML text. Raises ConfigError."""
-    if _DECLARATION.search(text):
-        # Entities can make a megabyte of a line; no domain has a declaration.
-        raise ConfigError("domain XML", "a document type declaration is not accepted")
-    # The declared encoding concerned the bytes, which are a text now.
-    body = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
-    try:
-        root = ElementTree.fromstring(body)
-    except ElementTree.ParseError as error:
-        raise ConfigError("domain XML", str(error)) from None
-    if root.tag != "domain":
-        raise ConfigError("domain XML", f"<{root.tag}> is not <domain>")
+    root = parse_xml("domain", text)
     name = _text(root, "name")
     if not name:
         raise ConfigError("domain XML", "the domain has no <name>")
@@ -81,6 +71,22 @@ def parse_domain(text: str) -> Domain:
     for resource in resources:
         check_resource(resource)
     return Domain(_uuid(root, name), name, tuple(resources), _action(root))
+
+
+def parse_xml(tag: str, text: str) -> ElementTree.Element:
+    """Return the root of an XML text that libvirt has written. Raises ConfigError."""
+    if _DECLARATION.search(text):
+        # Entities can make a megabyte of a line; nothing of libvirt's has a declaration.
+        raise ConfigError(f"{tag} XML", "a document type declaration is not accepted")
+    # The declared encoding concerned the bytes, which are a text now.
+    body = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
+    try:
+        root = ElementTree.fromstring(body)
+    except ElementTree.ParseError as error:
+        raise ConfigError(f"{tag} XML", str(error)) from None
+    if root.tag != tag:
+        raise ConfigError(f"{tag} XML", f"<{root.tag}> is not <{tag}>")
+    return root
 
 
 def _text(parent: ElementTree.Element, tag: str) -> str:

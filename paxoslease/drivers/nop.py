@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class NopOptions:
     """Nothing can be configured."""
 
 
@@ -37,7 +37,7 @@ class NopDriver(Driver):
     libvirt_name = "nop"
     description = "no locks at all: nothing keeps a guest from running twice"
     excludes = False
-    Options = Options
+    Options = NopOptions
     _has_warned = False
 
     def _warn(self, owner: Owner) -> None:
