@@ -66,18 +66,19 @@ class Ring:
     """The last lines, as many as fit into `size` bytes with a newline each."""
 
     def __init__(self, size: int = RING_BYTES) -> None:
-        self._bytes = bytearray(size)
+        # One byte more than is given out: it tells whether a line begins with the next one.
+        self._bytes = bytearray(size + 1)
         self._end = 0
         self._is_wrapped = False
 
     def add(self, line: bytes) -> None:
         """Add a line, over the oldest ones when there is no room."""
         size = len(self._bytes)
-        data = line[: size - 1] + b"\n"
+        data = line[: size - 2] + b"\n"
         first = min(len(data), size - self._end)
         self._bytes[self._end : self._end + first] = data[:first]
         self._bytes[: len(data) - first] = data[first:]
-        self._is_wrapped = self._is_wrapped or self._end + len(data) > size
+        self._is_wrapped = self._is_wrapped or self._end + len(data) >= size
         self._end = (self._end + len(data)) % size
 
     def text(self) -> bytes:
@@ -91,8 +92,8 @@ class Ring:
 class Writer:
     """Writes lines somewhere on a thread of its own, and drops them rather than wait.
 
-    write(line, priority) may block; an OSError of it is told once to `tell`, and again when it
-    works again. Thread-safe.
+    write(line, priority) may block; an OSError of it is told to `tell` once, and so is its
+    end. Thread-safe.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Writer:
         name: str,
         threshold: int,
         write: Callable[[bytes, int], None],
-        tell: Callable[[str], None],
+        tell: Callable[..., None],
         queue_max: int = QUEUE_MAX,
     ) -> None:
         self.name = name
@@ -159,23 +160,26 @@ class Writer:
                 self._is_idle = False
                 line, priority = self._queue.popleft()
                 lost, self._lost = self._lost, 0
+            unwritten = 0
             if lost:
-                self._write_one(b"%d lines lost here: %s was too slow" % (lost, self.name.encode()))
-            self._write_one(line, priority)
+                lines = b"%d lines lost here" % lost
+                unwritten += 0 if self._write_one(lines, syslog.LOG_WARNING) else lost
+            unwritten += 0 if self._write_one(line, priority) else 1
+            with self._changed:
+                self._lost += unwritten
 
-    def _write_one(self, line: bytes, priority: int = syslog.LOG_WARNING) -> None:
+    def _write_one(self, line: bytes, priority: int) -> bool:
         try:
             self._write(line, priority)
         except OSError as error:
-            with self._changed:
-                self._lost += 1
             if not self._is_failing:
                 self._is_failing = True
-                self._tell(f"log_not_written to={self.name} error={error.strerror or error}")
-        else:
-            if self._is_failing:
-                self._is_failing = False
-                self._tell(f"log_written_again to={self.name}")
+                self._tell("log_not_written to=%s error=%s", self.name, error.strerror or error)
+            return False
+        if self._is_failing:
+            self._is_failing = False
+            self._tell("log_written_again to=%s", self.name)
+        return True
 
 
 class LogFile:
