@@ -14,10 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paxoslease.cli.addresses import Place, place, seconds
 from paxoslease.cli.exits import Exit
@@ -25,7 +22,12 @@ from paxoslease.cli.options import add_json, add_sizes
 from paxoslease.cli.output import console, print_json, print_table
 from paxoslease.errors import ConfigError, DiskError
 
-Samples = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Samples = npt.NDArray[np.float64]
+
 SCRATCH_LOCKSPACE = "paxoslease-bench"
 MEASURES = {
     "renewal": "read the lockspace area past all caches, then write one sector durably, as every "
@@ -80,6 +82,8 @@ class Measured(NamedTuple):
 
     def percentiles(self) -> dict[str, float]:
         """Return minimum, percentiles and maximum in milliseconds."""
+        import numpy as np
+
         values = np.percentile(self.samples_ms, _PERCENTILES)
         named = {f"p{p:g}": float(v) for p, v in zip(_PERCENTILES, values, strict=True)}
         return {
@@ -150,6 +154,8 @@ def judge(worst_ms: float, io_timeout: int) -> str:
 
 
 def _measure_renewal(arguments: argparse.Namespace) -> list[Measured]:
+    import numpy as np
+
     import paxoslease
 
     where: Place = arguments.place
@@ -170,6 +176,8 @@ def _measure_renewal(arguments: argparse.Namespace) -> list[Measured]:
 
 
 def _measure_acquire(arguments: argparse.Namespace) -> list[Measured]:
+    import numpy as np
+
     import paxoslease
 
     where: Place = arguments.place
@@ -217,6 +225,8 @@ def _print(measured: list[Measured]) -> None:
 
 def histogram(measured: Measured, bins: int = 12) -> str:
     """Return a histogram in text, on a logarithmic scale of time."""
+    import numpy as np
+
     samples = np.maximum(measured.samples_ms, 1e-3)
     edges = np.geomspace(samples.min(), max(samples.max(), samples.min() * 1.01), bins + 1)
     edges[0], edges[-1] = 0.0, np.inf
@@ -231,6 +241,7 @@ def histogram(measured: Measured, bins: int = 12) -> str:
 
 def _plot(path: str, measured: list[Measured], title: str) -> None:
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

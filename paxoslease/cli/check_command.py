@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from paxoslease.cli.exits import Exit
-from paxoslease.cli.findings import add_device, area_title, areas_at, problem_json, problem_line
+from paxoslease.cli.options import add_device
 from paxoslease.cli.output import print_json
 
 
@@ -25,6 +25,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is wrong."""
+    from paxoslease.cli.findings import area_title, areas_at, problem_json, problem_line
+
     areas = areas_at(arguments, "checking")
     problems = [problem for area in areas for problem in area.all_problems]
     if arguments.json:

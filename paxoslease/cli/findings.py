@@ -6,12 +6,9 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from paxoslease.cli.addresses import place
-from paxoslease.cli.options import add_json
 from paxoslease.disk.decode import AreaFound, RecordFound
 from paxoslease.disk.records import SHORT_HOLD, HostSector, Leader, Request, RindexEntry
 from paxoslease.errors import BadRecord, StorageError
-from paxoslease.timing import IO_TIMEOUT_DEFAULT_S
 
 MIB = 1 << 20
 
@@ -131,19 +128,6 @@ def problem_json(problem: StorageError) -> dict[str, object]:
         "message": str(problem),
         **detail,
     }
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add what is read: a place to begin at, and how long to wait for it."""
-    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
-    parser.add_argument(
-        "--io-timeout",
-        type=int,
-        default=IO_TIMEOUT_DEFAULT_S,
-        metavar="S",
-        help="time-out of one read (default: %(default)s)",
-    )
-    add_json(parser)
 
 
 def areas_at(arguments: argparse.Namespace, doing: str) -> list[AreaFound]:

@@ -6,14 +6,7 @@ import argparse
 from typing import Any
 
 from paxoslease.cli.exits import Exit
-from paxoslease.cli.findings import (
-    add_device,
-    area_json,
-    area_title,
-    areas_at,
-    problem_line,
-    record_line,
-)
+from paxoslease.cli.options import add_device
 from paxoslease.cli.output import print_json
 
 
@@ -32,6 +25,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is there."""
+    from paxoslease.cli.findings import area_json, area_title, areas_at, problem_line, record_line
+
     areas = areas_at(arguments, "reading")
     if arguments.json:
         print_json([area_json(area) for area in areas])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from paxoslease.cli.addresses import host_id, named_place, seconds, size
+from paxoslease.cli.addresses import host_id, named_place, place, seconds, size
 from paxoslease.timing import IO_TIMEOUT_DEFAULT_S, WATCHDOG_FIRE_TIMEOUT_DEFAULT_S
 
 
@@ -72,6 +72,19 @@ def add_membership(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="must be the same on all hosts (default: %(default)s)",
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add what is read: a place to begin at, and how long to wait for it."""
+    parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
+    parser.add_argument(
+        "--io-timeout",
+        type=int,
+        default=IO_TIMEOUT_DEFAULT_S,
+        metavar="S",
+        help="time-out of one read (default: %(default)s)",
+    )
+    add_json(parser)
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:

@@ -9,13 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from paxoslease.disk.records import (
-    CLEARED_MAGIC,
-    DELTA_MAGIC,
-    PAXOS_MAGIC,
-    RINDEX_MAGIC,
-    cut_name,
-)
 from paxoslease.errors import BadRecord, DiskError, PaxosleaseError, WaitTimeout
 
 if TYPE_CHECKING:
@@ -35,12 +28,20 @@ _DISK_HINTS = {
     errno.EISDIR: "name a device or a file in it",
     errno.ENOTDIR: "look at how the path is written",
 }
-_MAGIC_HINTS = {
-    f"{DELTA_MAGIC:#010x}": "there is a lockspace at this place; look at the path and offset",
-    f"{PAXOS_MAGIC:#010x}": "there is a resource at this place; look at the path and offset",
-    f"{CLEARED_MAGIC:#010x}": "there is a deleted resource at this place",
-    f"{RINDEX_MAGIC:#010x}": "there is a resource index at this place; look at the path and offset",
-}
+
+
+def _magic_hint(found: str) -> str:
+    """Say what a wrong magic means; records are imported here because they need NumPy."""
+    from paxoslease.disk.records import CLEARED_MAGIC, DELTA_MAGIC, PAXOS_MAGIC, RINDEX_MAGIC
+
+    hints = {
+        DELTA_MAGIC: "there is a lockspace at this place; look at the path and offset",
+        PAXOS_MAGIC: "there is a resource at this place; look at the path and offset",
+        CLEARED_MAGIC: "there is a deleted resource at this place",
+        RINDEX_MAGIC: "there is a resource index at this place; look at the path and offset",
+    }
+    texts = {f"{magic:#010x}": hint for magic, hint in hints.items()}
+    return texts.get(found, "nothing of paxoslease or sanlock is there")
 
 
 def console(*, to_stderr: bool = False) -> Console:
@@ -58,7 +59,7 @@ def print_json(value: object) -> None:
 
 def _plain(value: object) -> object:
     if isinstance(value, bytes):
-        return cut_name(value).decode("utf-8", "backslashreplace")
+        return value.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
     if isinstance(value, Enum):
         return value.name.lower()
     raise TypeError(f"{type(value).__name__} has no JSON form")
@@ -125,7 +126,7 @@ def hint_of(error: PaxosleaseError) -> str:
     if isinstance(error, DiskError):
         return _DISK_HINTS.get(error.errno, error.hint)
     if isinstance(error, BadRecord) and error.field == "magic":
-        return _MAGIC_HINTS.get(str(error.found), "nothing of paxoslease or sanlock is there")
+        return _magic_hint(str(error.found))
     if isinstance(error, BadRecord) and error.field == "checksum":
         return "the record is damaged: `paxoslease check PATH` says what else is"
     return error.hint
