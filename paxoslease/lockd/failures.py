@@ -80,8 +80,8 @@ def not_locked(name: bytes) -> LockRefused:
 
 
 def not_owner(pid: int) -> LockRefused:
-    """Others hold the resource that is to be released."""
-    detail = b"owner %d does not hold the resource lock" % pid
+    """Others hold the resource that is to be released; pids are unsigned but shown signed."""
+    detail = b"owner %d does not hold the resource lock" % (pid - ((pid >> 31) << 32))
     return _refused(ErrorCode.INTERNAL_ERROR, ErrorDomain.LOCKSPACE, detail)
 
 

@@ -30,6 +30,7 @@ from paxoslease.wire.virtlock import (
     pack_keepalive,
     pack_reply,
     parse_call,
+    parse_descriptor_count,
     parse_header,
 )
 from paxoslease.wire.xdr import WORD_SIZE, XdrError
@@ -61,42 +62,29 @@ class Session:
     def answer(self, message: bytes) -> bytes:
         """Serve a message; return what is to be sent, nothing for what gets no answer.
 
-        Raises XdrError when the message has no header.
+        Raises XdrError when the message has no header, or should say how many descriptors follow
+        it and does not: there is no answer then but to hang up.
         """
         header = parse_header(message)
         if header[:4] == (KEEPALIVE_PROGRAM, VERSION, Keepalive.PING, MessageType.MESSAGE):
             return pack_keepalive(Keepalive.PONG)
         if header.kind not in _CALLS:
             return b""
+        arguments_at = HEADER_SIZE
+        if header.kind == MessageType.CALL_WITH_FDS:
+            parse_descriptor_count(message)
+            arguments_at += WORD_SIZE
         try:
-            self._perform(header, self._call(header, message))
+            self._perform(_call(header, message, arguments_at))
         except LockRefused as refused:
             return pack_reply(header, refused.failure)
         return pack_reply(header)
 
-    def _call(self, header: Header, message: bytes) -> Call:
-        """Decode a call; the order of the checks is virtlockd's."""
-        if (header.program, header.version) != (PROGRAM, VERSION):
-            where = f"program {header.program} version {header.version}"
-            raise failures.rpc_error(f"Cannot find {where}")
-        if header.status != Status.OK:
-            raise failures.rpc_error(f"Unexpected message status {header.status}")
-        try:
-            procedure = Procedure(header.procedure)
-        except ValueError:
-            raise failures.rpc_error(f"unknown procedure: {header.procedure}") from None
-        has_count = header.kind == MessageType.CALL_WITH_FDS
-        try:
-            return parse_call(procedure, message, HEADER_SIZE + has_count * WORD_SIZE)
-        except XdrError:
-            raise failures.rpc_error("Unable to decode message payload") from None
-
-    def _perform(self, header: Header, call: Call) -> None:
-        procedure = Procedure(header.procedure)
+    def _perform(self, call: Call) -> None:
         if not isinstance(call, CreateLockspace):
-            unknown = call.flags & ~_KNOWN_FLAGS.get(procedure, 0)
+            unknown = call.flags & ~_KNOWN_FLAGS.get(call.procedure, 0)
             if unknown:
-                raise failures.unsupported_flags(unknown, _NAMES[procedure])
+                raise failures.unsupported_flags(unknown, _NAMES[call.procedure])
         if self.is_restricted:
             raise failures.restricted()
         match call:
@@ -133,3 +121,20 @@ class Session:
                 self._table.acquire(call.path, call.name, pid, AcquireFlag(call.flags))
             case _:
                 self._table.release(call.path, call.name, pid)
+
+
+def _call(header: Header, message: bytes, arguments_at: int) -> Call:
+    """Decode a call; the order of the checks is virtlockd's."""
+    if (header.program, header.version) != (PROGRAM, VERSION):
+        where = f"program {header.program} version {header.version}"
+        raise failures.rpc_error(f"Cannot find {where}")
+    if header.status != Status.OK:
+        raise failures.rpc_error(f"Unexpected message status {header.status}")
+    try:
+        procedure = Procedure(header.procedure)
+    except ValueError:
+        raise failures.rpc_error(f"unknown procedure: {header.procedure}") from None
+    try:
+        return parse_call(procedure, message, arguments_at)
+    except XdrError:
+        raise failures.rpc_error("Unable to decode message payload") from None

@@ -19,6 +19,7 @@ Everything here is called from one thread and never waits but for the file syste
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -190,6 +191,27 @@ class LockTable:
 
     # -- from one image of the program to the next
 
+    def descriptors(self) -> list[int]:
+        """Return every descriptor that must stay open for the locks to stay."""
+        return [descriptor for found in self._descriptors.values() for descriptor in found]
+
+    def parked(self) -> list[int]:
+        """Return the descriptors that no resource names but that must stay open."""
+        named = {resource.descriptor for _, resource in self.held()}
+        return [descriptor for descriptor in self.descriptors() if descriptor not in named]
+
+    def park(self, descriptor: int) -> None:
+        """Keep a descriptor open as long as its file is held; close it if it is not."""
+        found = self._descriptors.get(identity_of(descriptor))
+        if found is None:
+            os.close(descriptor)
+        elif descriptor not in found:
+            found.append(descriptor)
+
+    def adopt_lockspace(self, directory: bytes) -> None:
+        """Know a lockspace that was made before."""
+        self.lockspaces.setdefault(directory, Lockspace(directory))
+
     def adopt(self, directory: bytes, resource: Resource) -> None:
         """Take over a resource that is locked already, with its descriptor.
 
@@ -197,8 +219,7 @@ class LockTable:
         did not and somebody else has it; the descriptor then is not taken over.
         """
         fcntl.lockf(resource.descriptor, _operation(resource.flags), 1, 0, os.SEEK_SET)
-        lockspace = self.lockspaces.setdefault(directory, Lockspace(directory))
-        lockspace.resources[resource.name] = resource
+        self.lockspaces[directory].resources[resource.name] = resource
         # Two names of one file: virtlockd's own table may have them, and both descriptors must stay
         # until the last name is released.
         self._descriptors.setdefault(resource.identity, []).append(resource.descriptor)
@@ -242,7 +263,7 @@ class LockTable:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise failures.busy(name) from None
                 raise failures.cannot_lock(path, error) from None
-            if not is_created or _names(path, identity):
+            if not is_created or names_file(path, identity):
                 self._descriptors[identity] = [descriptor]
                 return Resource(name, path, descriptor, identity, flags, [owner])
             os.close(descriptor)
@@ -271,7 +292,7 @@ def identity_of(descriptor: int) -> Identity:
     return Identity(found.st_dev, found.st_ino)
 
 
-def _names(path: bytes, identity: Identity) -> bool:
+def names_file(path: bytes | os.PathLike[str], identity: Identity) -> bool:
     """Tell whether a path still names a file that was opened by it."""
     try:
         found = os.stat(path)
@@ -300,14 +321,15 @@ def _operation(flags: AcquireFlag) -> int:
 def _make_directories(path: bytes) -> None:
     """Make a directory and what is missing above it; FileExistsError when it is something else."""
     try:
-        if not stat.S_ISDIR(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
         ends = [i for i, byte in enumerate(path) if byte == ord("/") and i > 0] + [len(path)]
+    else:
+        if not is_directory:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return
     for end in ends:
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(path[:end], _DIRECTORY_MODE)
-        except FileExistsError:
-            if end == len(path) and not os.path.isdir(path):
-                raise
+    if not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

@@ -41,7 +41,7 @@ UUID_SIZE: Final = 16
 # No procedure looks at more than this of a message: header, descriptor count, two strings, flags.
 USED_SIZE_MAX: Final = HEADER_SIZE + WORD_SIZE + 2 * (WORD_SIZE + STRING_SIZE_MAX) + WORD_SIZE
 
-_HEADER = struct.Struct(">IIIiIII")
+_HEADER = struct.Struct(">IiiiIII")
 assert _HEADER.size == HEADER_SIZE
 
 
@@ -113,7 +113,10 @@ class ErrorDomain(IntEnum):
 
 
 class Header(NamedTuple):
-    """The header of a message without its length; `procedure` is signed, `kind` a MessageType."""
+    """The header of a message without its length; `kind` is a MessageType.
+
+    Program, version and procedure are signed, as virtlockd shows them.
+    """
 
     program: int
     version: int
@@ -140,6 +143,14 @@ def parse_header(data: bytes) -> Header:
     if len(data) < HEADER_SIZE:
         raise XdrError(len(data), f"a message of {len(data)} bytes is shorter than its header")
     return Header(*_HEADER.unpack_from(data)[1:])
+
+
+def parse_descriptor_count(message: bytes) -> int:
+    """Return how many descriptors follow a CALL_WITH_FDS; the word behind the header says it."""
+    count = Unpacker(message, HEADER_SIZE).word()
+    if count > DESCRIPTORS_MAX:
+        raise XdrError(HEADER_SIZE, f"{count} descriptors exceed {DESCRIPTORS_MAX}")
+    return count
 
 
 def pack_message(header: Header, payload: bytes = b"") -> bytes:

@@ -208,7 +208,8 @@ def test_lockspaces(table: LockTable, tmp_path: Path) -> None:
     error = refused("too long", table.create_lockspace, b"d/" * 30000)
     assert error.code == -errno.ENAMETOOLONG
     (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
-    refused("not a directory", table.create_lockspace, bytes(tmp_path / "dangling"))
+    error = refused("Unable to create", table.create_lockspace, bytes(tmp_path / "dangling"))
+    assert error.code == -errno.ENOTDIR
 
 
 def test_resource_files(table: LockTable, tmp_path: Path) -> None:

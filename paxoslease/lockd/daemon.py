@@ -1,0 +1,209 @@
+"""The lock daemon: one thread, one loop, many clients, none of which can keep another waiting.
+
+Serving a request only looks at tables and at file names (a file system that hangs does hang the
+daemon, as it hangs virtlockd). Everything that takes time beside that, a slow client or a process
+that is being stopped, is waited for by the loop.
+
+Locks are records of this process in the kernel. They end with it, so a new program takes its place
+without ending it (`handover`), and an end on demand stops first whoever relies on them.
+
+Source: spec/lock-drivers.md 7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from paxoslease.lockd import processes
+from paxoslease.lockd.connection import Connection
+from paxoslease.lockd.places import Listener, Places
+from paxoslease.lockd.processes import Peer, peer_of
+from paxoslease.lockd.session import Session
+from paxoslease.lockd.space import LockTable
+
+_log = logging.getLogger(__name__)
+
+MAX_CLIENTS_DEFAULT: Final = 1024
+_ACCEPTED_AT_ONCE_MAX: Final = 16
+_ACCEPT_AGAIN_AFTER_S: Final = 1.0
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is asked of the daemon. timeout_s: end after so long without clients and locks."""
+
+    places: Places
+    max_clients: int = MAX_CLIENTS_DEFAULT
+    timeout_s: float | None = None
+
+
+class Daemon:
+    """The state of the process. Made, used and ended in its loop's thread."""
+
+    def __init__(self, settings: Settings, table: LockTable, listener: Listener) -> None:
+        self.settings = settings
+        self.table = table
+        self.listener = listener
+        self.admin_listener: Listener | None = None
+        self.connections: dict[int, Connection] = {}
+        self.stopping: dict[int, tuple[int, asyncio.Task[None]]] = {}  # by pidfd: pid, its end
+        self.end_signal = 0
+        self.next_client_id = 1
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._is_accepting = False
+        self._idle: asyncio.TimerHandle | None = None
+
+    # -- life
+
+    def start(self, restart: Callable[[], None]) -> None:
+        """Begin to serve; `restart` is called for SIGUSR1."""
+        for number in _STOP_SIGNALS:
+            self._loop.add_signal_handler(number, self.end, number)
+        self._loop.add_signal_handler(signal.SIGUSR1, restart)
+        # virtlockd dies of it, which would leave guests without locks.
+        self._loop.add_signal_handler(signal.SIGHUP, _log.info, "hangup_ignored")
+        for connection in self.connections.values():
+            connection.start()
+        if self.admin_listener is not None:
+            admin = self.admin_listener.socket
+            self._loop.add_reader(admin, _hang_up, admin)
+        self._look_at_clients()
+
+    def end(self, number: int = 0) -> None:
+        """Make `finished` return."""
+        self.end_signal = number
+        self._ended.set()
+
+    async def finished(self) -> None:
+        """Wait for the end, then stop every process that loses its locks by it."""
+        await self._ended.wait()
+        self._pause_accepting()
+        for connection in list(self.connections.values()):
+            connection.close()
+        while self.stopping:
+            await asyncio.wait([task for _, task in self.stopping.values()])
+
+    # -- clients
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTED_AT_ONCE_MAX):
+            if len(self.connections) >= self.settings.max_clients:
+                break
+            try:
+                client, _ = self.listener.socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                break
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                _log.error("accept_failed error=%s", error)
+                self._pause_accepting()
+                self._loop.call_later(_ACCEPT_AGAIN_AFTER_S, self._look_at_clients)
+                return
+            self._admit(client)
+        self._look_at_clients()
+
+    def _admit(self, client: socket.socket) -> None:
+        """Serve a client, if it is the own user's and still is somebody."""
+        try:
+            peer = peer_of(client)
+        except OSError as error:
+            _log.error("client_refused reason=%s", error)
+            client.close()
+            return
+        if peer.pidfd is None or peer.uid != os.geteuid():
+            _log.info("client_refused pid=%d uid=%d", peer.pid, peer.uid)
+            client.close()
+            if peer.pidfd is not None:
+                os.close(peer.pidfd)
+            return
+        self.add_connection(client, Session(self.table), peer).start()
+
+    def add_connection(
+        self, client: socket.socket, session: Session, peer: Peer, number: int = 0
+    ) -> Connection:
+        """Take a client into the table; it is served once it is started."""
+        number = number or self.next_client_id
+        self.next_client_id = max(self.next_client_id, number) + 1
+        connection = Connection(
+            client, session, peer.pid, peer.pidfd, lambda ended: self._left(number, ended)
+        )
+        self.connections[number] = connection
+        return connection
+
+    def _left(self, number: int, connection: Connection) -> None:
+        """Release what a process held when its own connection has ended, then stop it.
+
+        The end of a connection that spoke for another process means nothing.
+        """
+        del self.connections[number]
+        owner = connection.session.owner
+        if owner is not None and owner.pid == connection.pid:
+            count = self.table.release_owner(owner.pid)
+            if count:
+                _log.info("owner_left pid=%d resources=%d", owner.pid, count)
+                pidfd = connection.take_pidfd()
+                if pidfd is not None:
+                    self.stop_process(owner.pid, pidfd)
+        self._look_at_clients()
+
+    def stop_process(self, pid: int, pidfd: int) -> None:
+        """Stop a process without waiting for it. Takes over the pidfd."""
+        task = self._loop.create_task(processes.stop(pid, pidfd))
+        self.stopping[pidfd] = pid, task
+        task.add_done_callback(lambda _: self.stopping.pop(pidfd))
+
+    def _look_at_clients(self) -> None:
+        """Accept while there is room for one more; end when nobody has come for long."""
+        if self._ended.is_set():
+            return
+        if len(self.connections) < self.settings.max_clients:
+            if not self._is_accepting:
+                self._loop.add_reader(self.listener.socket, self._accept)
+                self._is_accepting = True
+        else:
+            self._pause_accepting()
+        self._look_at_idleness()
+
+    def _pause_accepting(self) -> None:
+        if self._is_accepting:
+            self._loop.remove_reader(self.listener.socket)
+            self._is_accepting = False
+
+    def _look_at_idleness(self) -> None:
+        if self.settings.timeout_s is None:
+            return
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = None
+        # Locks that were taken for others outlive the connection. virtlockd ends all the same and
+        # leaves their owners without them.
+        if not self.connections and next(self.table.held(), None) is None:
+            self._idle = self._loop.call_later(self.settings.timeout_s, self.end)
+
+
+def _hang_up(listening: socket.socket) -> None:
+    """Turn away a client of the admin protocol, which is not spoken here, instead of keeping it."""
+    try:
+        listening.accept()[0].close()
+    except OSError as error:
+        _log.debug("admin_client_gone error=%s", error)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow as many open files as the system lets us: one for a lock, two for a client."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
