@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from paxoslease.daemon import lease_commands, space_commands
+from paxoslease.daemon import lease_commands, space_commands, storage
 from paxoslease.daemon.clients import Client
 from paxoslease.daemon.connection import Call
 from paxoslease.daemon.lease_commands import BATCH_VERSION
@@ -90,6 +90,7 @@ async def shutdown_wait(daemon: Daemon, call: Call) -> None:
 HANDLERS: Final[dict[Command, Handler]] = {
     **lease_commands.HANDLERS,
     **space_commands.HANDLERS,
+    **storage.HANDLERS,
     Command.REGISTER: register,
     Command.RESTRICT: restrict,
     Command.KILLPATH: killpath,

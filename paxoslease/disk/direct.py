@@ -32,7 +32,7 @@ _BLKROGET: Final = 0x125E
 _BLKSSZGET: Final = 0x1268
 _SECTOR_SIZES: Final = (512, 4096)
 _SMALLEST: Final = 4096
-_OFFSET_MAX: Final = (1 << 63) - 1
+OFFSET_MAX: Final = (1 << 63) - 1
 _COMPLETION: Final = Struct("=Qq")  # struct pl_completion
 _REQUEST: Final = Struct("=QQQQii")  # struct pl_request
 assert ffi.sizeof("struct pl_completion") == _COMPLETION.size
@@ -393,7 +393,7 @@ class Aio:
             wrong = ""
             if buffer.in_flight:
                 wrong = "its buffer is in flight"
-            elif not 0 < nbytes <= buffer.nbytes or not 0 <= offset <= _OFFSET_MAX:
+            elif not 0 < nbytes <= buffer.nbytes or not 0 <= offset <= OFFSET_MAX:
                 wrong = f"{nbytes} bytes at {offset}, in a buffer of {buffer.nbytes}"
             elif token in pending or token < 0:
                 wrong = "its token is in flight, or negative"

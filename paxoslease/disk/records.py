@@ -211,11 +211,16 @@ def parse_delta(data: bytes, where: Where, space_name: bytes | None) -> Leader:
     number: -223 magic, -224 version, -226 lockspace name, -229 checksum.
     """
     leader = unpack_leader(data)
-    _check_version(leader, where, "delta lease", (DELTA_MAGIC,), DELTA_VERSION)
+    check_delta_version(leader, where)
     if space_name is not None and not same_name(leader.space_name, space_name):
         raise where.bad("delta lease", "space_name", space_name, cut_name(leader.space_name), -226)
     _check_leader_checksum(data, leader, where, "delta lease")
     return leader
+
+
+def check_delta_version(leader: Leader, where: Where) -> None:
+    """Check that a record is a delta lease of a known format. Raises BadRecord (-223, -224)."""
+    _check_version(leader, where, "delta lease", (DELTA_MAGIC,), DELTA_VERSION)
 
 
 def parse_paxos(

@@ -19,7 +19,15 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from paxoslease.disk.areas import delta_columns, nonzero_host_sectors
-from paxoslease.disk.direct import Aio, Buffer, BufferPool, Completion, DirectFile, Request
+from paxoslease.disk.direct import (
+    OFFSET_MAX,
+    Aio,
+    Buffer,
+    BufferPool,
+    Completion,
+    DirectFile,
+    Request,
+)
 from paxoslease.disk.layout import ballot_bytes, check_sizes, default_sizes
 from paxoslease.disk.records import LEADER_BYTES
 from paxoslease.engine.operation import Operation, now_us
@@ -216,6 +224,9 @@ class Disks:
             raise DiskError(path, effect.offset, "open", errno.ENOENT, "it was not opened before")
         is_write = type(effect) is Write
         nbytes = _length(effect)
+        if not 0 <= effect.offset <= OFFSET_MAX - nbytes:
+            reason = "there can be nothing at such an offset"
+            raise DiskError(path, effect.offset, "read or write", errno.EINVAL, reason)
         now = now_us()
         if is_write:
             if effect.not_after_us is not None and now > effect.not_after_us:

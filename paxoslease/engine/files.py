@@ -41,6 +41,11 @@ class Files:
                 self._open[path] = (found[0], found[1] + 1)
         return found is not None
 
+    def held(self, path: str) -> DirectFile:
+        """Return the open file of a path that the caller uses already; never blocks."""
+        with self._lock:
+            return self._open[path][0]
+
     def drop(self, path: str) -> None:
         """Give up one use of a path."""
         with self._lock:

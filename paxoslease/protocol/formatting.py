@@ -4,6 +4,9 @@ A lockspace becomes valid with a single sector write after everything else is in
 is one write of its whole area, a resource index two of them. Whoever formats has made sure that
 nothing of value is there: nothing is read here.
 
+The `overwrite_` functions are what sanlock's clients ask a daemon for: the same writes, of whatever
+values they name, at whatever place the device takes them.
+
 Source: spec/disk-format.md 4.6, 5.3, 5.4 and 6.3; spec/algorithms.md 12; rule M16.
 """
 
@@ -39,9 +42,19 @@ def format_lockspace(space: Lockspace, io_timeout: int) -> Protocol[None]:
     name = check_name("lockspace name", space.name)
     check_timing(Timing(io_timeout))
     check_place(space.area)
-    data, first = lockspace_area(name, space.area.sizes, io_timeout)
-    yield _write(space.area, data)
-    yield _write(space.area, first)
+    yield from overwrite_lockspace(space._replace(name=name), io_timeout)
+
+
+def overwrite_lockspace(
+    space: Lockspace, io_timeout: int, *, timeout_us: int = FORMAT_TIMEOUT_US
+) -> Protocol[None]:
+    """Write a lockspace, unchecked: any name, any offset, an io_timeout of up to 65535 s.
+
+    timeout_us: of each of the two writes. Raises DiskTimeout, DiskError.
+    """
+    data, first = lockspace_area(space.name, space.area.sizes, io_timeout)
+    yield _write(space.area, data, timeout_us=timeout_us)
+    yield _write(space.area, first, timeout_us=timeout_us)
 
 
 def format_resource(
@@ -80,6 +93,31 @@ def resource_write(
     return _write(area, data, not_after_us)
 
 
+def overwrite_resource(
+    lockspace: bytes,
+    resource: bytes,
+    areas: tuple[Area, ...],
+    num_hosts: int = 0,
+    *,
+    clears: bool = False,
+    timeout_us: int = FORMAT_TIMEOUT_US,
+) -> Protocol[None]:
+    """Write a resource on all of its disks in turn, or clear it, unchecked.
+
+    num_hosts: what is no host id of the format stands for all that fit. timeout_us: of each write.
+    Raises DiskTimeout, DiskError; what is behind a disk that failed was not written.
+    """
+    now_us: int = yield Now()
+    cleared_at_s = now_us // SECOND_US if clears else None
+    index = 0
+    while index < len(areas):
+        area = areas[index]
+        index += 1
+        data = resource_area(lockspace, resource, area.sizes, num_hosts, cleared_at_s=cleared_at_s)
+        yield _write(area, data, timeout_us=timeout_us)
+        del data
+
+
 def clear_resource(
     lockspace: bytes, resource: bytes, area: Area, num_hosts: int = 0
 ) -> Protocol[None]:
@@ -102,9 +140,25 @@ def format_index(
     limit = rindex_capacity(area.sizes)
     if not 0 <= max_resources <= limit:
         raise ConfigError("max_resources", f"{max_resources} is not between 0 and {limit}")
-    yield _write(area, rindex_area(lockspace, area.sizes, area.offset, max_resources))
-    yield _write(area.following(1), rindex_lease_area(lockspace, area.sizes))
+    yield from overwrite_index(lockspace, area, max_resources)
 
 
-def _write(area: Area, data: bytes, not_after_us: int | None = None) -> Write:
-    return Write(area.path, area.offset, data, FORMAT_TIMEOUT_US, not_after_us)
+def overwrite_index(
+    lockspace: bytes, area: Area, max_resources: int, *, timeout_us: int = FORMAT_TIMEOUT_US
+) -> Protocol[None]:
+    """Write a resource index and its private lease, unchecked. Raises DiskTimeout, DiskError."""
+    data = rindex_area(lockspace, area.sizes, area.offset, max_resources)
+    yield _write(area, data, timeout_us=timeout_us)
+    del data
+    lease = rindex_lease_area(lockspace, area.sizes)
+    yield _write(area.following(1), lease, timeout_us=timeout_us)
+
+
+def _write(
+    area: Area,
+    data: bytes,
+    not_after_us: int | None = None,
+    *,
+    timeout_us: int = FORMAT_TIMEOUT_US,
+) -> Write:
+    return Write(area.path, area.offset, data, timeout_us, not_after_us)

@@ -67,12 +67,13 @@ class Examined(NamedTuple):
 NOTHING_ASKED = Examined(Demand.NONE, NO_REQUEST)
 
 
-def write_request(claim: Claim, mode: Demand, lver: int | None = None) -> Protocol[Asked | None]:
+def write_request(claim: Claim, mode: int, lver: int | None = None) -> Protocol[Asked | None]:
     """Ask the owner of a lease to give it up; None when the lease is free.
 
-    lver: the version wanted, larger than the one held; None for the next. The caller marks the
-    owner. Raises RequestRefused (-272 not larger, -273 a larger one is asked for already),
-    BadRecord, DecisionStale, DiskTimeout, DiskError, LockspaceFailed.
+    mode: a Demand; any other number is written all the same, and ignored by the owner. lver: the
+    version wanted, larger than the one held; None for the next. The caller marks the owner. Raises
+    RequestRefused (-272 not larger, -273 a larger one is asked for already), BadRecord,
+    DecisionStale, DiskTimeout, DiskError, LockspaceFailed.
     """
     shelf = yield from shelf_life(claim)
     leader = yield from read_leader(claim)

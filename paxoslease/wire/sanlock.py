@@ -235,13 +235,14 @@ _ALIGN_BYTES: Final = {0x10: 1 << 20, 0x20: 2 << 20, 0x40: 4 << 20, 0x80: 8 << 2
 _SECTOR_BYTES: Final = {0x100: 512, 0x200: 4096}
 
 
-def sizes_of_flags(flags: int) -> tuple[int, int] | None:
-    """Return (sector size, align size) in bytes; zeros for none, None for half or doubled ones."""
-    if not flags & SIZE_FLAGS:
-        return 0, 0
-    sector = _SECTOR_BYTES.get(flags & 0x300)
-    align = _ALIGN_BYTES.get(flags & 0xF0)
-    return None if sector is None or align is None else (sector, align)
+def sizes_of_flags(flags: int) -> tuple[int, int]:
+    """Return (sector size, align size) in bytes, 0 for one that is not given.
+
+    Of several flags for one size the smallest counts. They need not fit together.
+    """
+    sector = next((size for flag, size in _SECTOR_BYTES.items() if flags & flag), 0)
+    align = next((size for flag, size in _ALIGN_BYTES.items() if flags & flag), 0)
+    return sector, align
 
 
 def flags_of_sizes(sector_size: int, align_size: int) -> int:

@@ -14,7 +14,7 @@ from paxoslease.disk.direct import open_direct
 from paxoslease.engine.alarm import Alarm
 from paxoslease.engine.operation import Context, now_us
 from paxoslease.engine.runner import Runner
-from paxoslease.errors import Cancelled, LockspaceFailed
+from paxoslease.errors import Cancelled, DiskError, LockspaceFailed
 from paxoslease.protocol.effects import (
     Gather,
     Membership,
@@ -94,6 +94,24 @@ def test_reads_what_it_wrote(runner: Runner, tmp_path: Path) -> None:
 
     with open_direct(path) as file:
         assert runner.start(work(), {path: file}).result(10) == (b"a" * 512, b"b" * 512)
+
+
+@pytest.mark.parametrize("offset", [-512, (1 << 63) - 512, 1 << 63, 1 << 70])
+def test_an_impossible_offset_is_an_error_of_one_effect(
+    runner: Runner, tmp_path: Path, offset: int
+) -> None:
+    """An offset that no kernel takes is refused, and the thread goes on."""
+    path = str(tmp_path / "file")
+    Path(path).write_bytes(bytes(4096))
+
+    def reading(at: int) -> Protocol[Any]:
+        return (yield Read(path, at, 512, SECOND))
+
+    with open_direct(path) as file:
+        with pytest.raises(DiskError) as caught:
+            runner.start(reading(offset), {path: file}).result(10)
+        assert caught.value.code == -22
+        assert runner.start(reading(0), {path: file}).result(10) == bytes(512)
 
 
 def test_error_of_an_effect_is_thrown_into_the_protocol(runner: Runner) -> None:
