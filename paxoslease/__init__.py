@@ -49,7 +49,13 @@ if TYPE_CHECKING:
         Lost as Lost,
     )
     from paxoslease.errors import (
+        AdoptionRefused as AdoptionRefused,
+    )
+    from paxoslease.errors import (
         BadRecord as BadRecord,
+    )
+    from paxoslease.errors import (
+        BadState as BadState,
     )
     from paxoslease.errors import (
         Cancelled as Cancelled,
@@ -201,7 +207,9 @@ _HOMES = {
         "lookup",
     ),
     "paxoslease.errors": (
+        "AdoptionRefused",
         "BadRecord",
+        "BadState",
         "Cancelled",
         "ConfigError",
         "DecisionStale",

@@ -346,7 +346,8 @@ def join_many(
 ) -> list[Lockspace]:
     """Join several lockspaces at once: all, or none.
 
-    The first error is raised, and what was joined is left. Raises as join.
+    The first error is raised, and what was joined is left. A KeyboardInterrupt is raised when that
+    is done, which takes up to two io_timeouts; a second one is raised at once. Raises as join.
     """
     memberships: list[Membership] = []
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -358,9 +359,13 @@ def join_many(
         for membership in memberships:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             membership.await_join(left)
-    except BaseException:
+    except BaseException as error:
         for membership in memberships:
             membership.abandon_join()
+        if not isinstance(error, Exception):
+            # The process is about to end, and would leave records behind that look used.
+            for membership in memberships:
+                membership.await_abandoned()
         raise
     return [Lockspace(membership) for membership in memberships]
 

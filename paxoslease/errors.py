@@ -348,6 +348,17 @@ class LockspaceFailed(LockspaceError):
 
 
 @dataclass(eq=False)
+class AdoptionRefused(LockspaceError):
+    """A membership that a predecessor left cannot be gone on with: its leases are lost."""
+
+    host_id: int
+    reason: str
+    template = "host id {host_id} of lockspace {lockspace} cannot be taken on again: {reason}"
+    hint = "what used its leases is stopped; join again afterwards"
+    number = -28
+
+
+@dataclass(eq=False)
 class LockspacePresent(LockspaceError):
     """The lockspace is joined already, or being joined, or left."""
 
@@ -407,6 +418,19 @@ class ConfigError(PaxosleaseError):
     reason: str
     template = "{what}: {reason}"
     hint = "see the documentation of the option"
+    number = -22
+
+
+@dataclass(eq=False)
+class BadState(PaxosleaseError):
+    """What a process wrote down for its successor is not what it should be."""
+
+    what: str
+    field: str
+    expected: str
+    found: object
+    template = "{what}: {field} is {found}, expected {expected}"
+    hint = "it is not used; leases of processes that still run are stopped by the watchdog"
     number = -22
 
 

@@ -15,6 +15,7 @@ from paxoslease.errors import ConfigError
 SECOND_US: Final = 1_000_000
 
 IO_TIMEOUT_DEFAULT_S: Final = 10
+IO_TIMEOUT_MAX_S: Final = 255
 WATCHDOG_FIRE_TIMEOUT_DEFAULT_S: Final = 60
 FORMAT_TIMEOUT_US: Final = 60 * SECOND_US
 KILL_GRACE_DEFAULT_S: Final = 40
@@ -102,7 +103,7 @@ def delta_settle_us(io_timeout: int) -> int:
 
 def check_timing(timing: Timing) -> Timing:
     """Return `timing`, or raise ConfigError when a value cannot be stored or is senseless."""
-    if not 1 <= timing.io_timeout <= 255:
+    if not 1 <= timing.io_timeout <= IO_TIMEOUT_MAX_S:
         raise ConfigError("io_timeout", f"{timing.io_timeout} is not between 1 and 255 seconds")
     if not 1 <= timing.watchdog_fire_timeout <= 3600:
         raise ConfigError(

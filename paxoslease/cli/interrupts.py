@@ -6,17 +6,18 @@ would release. It runs `deferred`, and is `interruptible` only where it waits fo
 cleans up after itself; a signal that comes a moment too early waits for that place. Once a command
 runs under the leases, signals go to it.
 
-Only the first signal counts: what follows it (release, leave) takes as long as the disk needs.
+Only the first signal counts: what follows it (release, leave) takes as long as the disk needs. An
+interruptible block that cleans up after it is ended by a second one.
 """
 
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
+from typing import Protocol
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOOK_AGAIN_S = 0.02
@@ -37,6 +38,14 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.number
 
 
+class TakesSignals(Protocol):
+    """What signals are passed on to, such as subprocess.Popen."""
+
+    def send_signal(self, sig: int) -> None:
+        """Take a signal."""
+        ...
+
+
 class _Where(Enum):
     ANYWHERE = 1
     WAITING = 2
@@ -50,7 +59,7 @@ class Interrupts:
         self._where = _Where.ANYWHERE
         self._pending = 0
         self._raised = False
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: TakesSignals | None = None
 
     @contextmanager
     def caught(self, *, ends_process: bool = False) -> Iterator[None]:
@@ -97,7 +106,7 @@ class Interrupts:
             raise Interrupted(self._pending)
 
     @contextmanager
-    def forwarded(self, child: subprocess.Popen[bytes]) -> Iterator[None]:
+    def forwarded(self, child: TakesSignals) -> Iterator[None]:
         """Pass signals on to a child in this block, the one before it too."""
         self._child = child
         if self._pending:
@@ -115,16 +124,17 @@ class Interrupts:
         self._deliver(frame)
 
     def _look_again(self, _number: int, frame: FrameType | None) -> None:
-        if self._pending and self._child is None:
+        if self._pending and not self._raised and self._child is None:
             self._deliver(frame)
 
     def _deliver(self, frame: FrameType | None) -> None:
-        if self._raised or self._where is _Where.NOWHERE:
+        if self._where is _Where.NOWHERE or (self._raised and self._where is _Where.ANYWHERE):
             return
         if self._where is _Where.WAITING and not _waits(frame):
             self._arm()
             return
-        self.check()
+        self._raised = True
+        raise Interrupted(self._pending)
 
     def _arm(self) -> None:
         if self._pending and not self._raised:

@@ -10,27 +10,30 @@ whole (the delta lease held, rows of the host table).
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from paxoslease.disk.direct import DirectFile
-from paxoslease.engine.files import Files
+from paxoslease.engine.core import Engine
+from paxoslease.engine.core import engine as engine
 from paxoslease.engine.leases import Leases
 from paxoslease.engine.operation import Context, Operation, now_us
 from paxoslease.engine.processes import Process, Processes, Wishes
-from paxoslease.engine.runner import Runner
-from paxoslease.engine.watchdog import Watchdog
+from paxoslease.engine.state import MembershipState, membership_state
+from paxoslease.engine.watchdog_base import Watchdog
 from paxoslease.errors import (
     Cancelled,
     LockspaceFailed,
-    LockspacePresent,
+    PaxosleaseError,
     UnsuitableDevice,
+    WatchdogError,
 )
 from paxoslease.protocol import recovery
+from paxoslease.protocol.adoption import Legacy, resume
 from paxoslease.protocol.delta import open_lockspace
 from paxoslease.protocol.effects import (
     HostSeen,
@@ -41,80 +44,15 @@ from paxoslease.protocol.effects import (
     Standing,
 )
 from paxoslease.protocol.membership import Failed, Joined, Marked, Member, Renewed, guard, live
+from paxoslease.protocol.requests import Advertiser
 from paxoslease.protocol.settle import Unsettled
-from paxoslease.timing import SECOND_US, Timing
+from paxoslease.timing import IO_TIMEOUT_MAX_S, SECOND_US, Timing
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 HISTORY: Final = 512
 _SLICE_S: Final = 0.2
-
-
-class Engine:
-    """What all memberships of this process share: three runners and the open files."""
-
-    def __init__(self) -> None:
-        self.files = Files()
-        self.renewals = Runner("paxoslease-renew", depth=1024, per_file=16)
-        self.requests = Runner("paxoslease-request", depth=512, per_file=32)
-        self.guards = Runner("paxoslease-guard")
-        self._lock = threading.Lock()
-        self._members: set[tuple[str, int, int]] = set()
-
-    def run_once(self, protocol: Protocol[T], *paths: str, timeout_s: float | None = None) -> T:
-        """Run a protocol without a membership on some paths, and wait for it."""
-        held = [self.files.hold(path) for path in paths]
-        try:
-            operation = self.requests.start(protocol, {file.path: file for file in held})
-            try:
-                return operation.result(timeout_s)
-            except BaseException:
-                # Interrupted, or out of time: what is in flight needs its file until it ends.
-                operation.cancel()
-                operation.exception()
-                raise
-        finally:
-            for path in paths:
-                self.files.drop(path)
-
-    def enter(self, member: Member) -> None:
-        """Note a membership. Raises LockspacePresent when this process has it already."""
-        with self._lock:
-            if _key(member) in self._members:
-                raise LockspacePresent(member.space.name, "joined already by this process")
-            self._members.add(_key(member))
-
-    def leave(self, member: Member) -> None:
-        """Forget a membership."""
-        with self._lock:
-            self._members.discard(_key(member))
-
-
-def _key(member: Member) -> tuple[str, int, int]:
-    return (*member.space.area[:2], member.host_id)
-
-
-_engine: list[Engine] = []
-_engine_lock = threading.Lock()
-
-
-def engine() -> Engine:
-    """Return the engine of this process; its threads start with the first use."""
-    with _engine_lock:
-        if not _engine:
-            _engine.append(Engine())
-        return _engine[0]
-
-
-def _forget_engine() -> None:
-    """Begin anew in a child after fork, which has none of the threads."""
-    global _engine_lock
-    _engine_lock = threading.Lock()
-    _engine.clear()
-
-
-os.register_at_fork(after_in_child=_forget_engine)
 
 
 class Membership(Context):
@@ -127,6 +65,7 @@ class Membership(Context):
         file: DirectFile,
         watchdog: Watchdog,
         on_event: Callable[[Any], None] | None,
+        legacy: Legacy | None = None,
     ) -> None:
         self.engine = owner
         self.lockspace = member.space.name
@@ -137,6 +76,7 @@ class Membership(Context):
         self.history: deque[Renewed] = deque(maxlen=HISTORY)
         self._watchdog = watchdog
         self._on_event = on_event
+        self._legacy = legacy
         self._joined = threading.Event()
         self._join_error: BaseException | None = None
         self._life: Operation[None] | None = None
@@ -180,13 +120,13 @@ class Membership(Context):
 
     def notify(self, operation: Operation[Any], event: Any) -> None:
         if isinstance(event, Unsettled):
-            operation.tell(None, event.error)
+            if not operation.is_patient:
+                operation.tell(None, event.error)
             return
         if isinstance(event, Renewed):
             self._renewed(event)
         elif isinstance(event, Joined):
-            self._guard = self.engine.guards.start(guard(self.member), {}, self)
-            self._guard.on_end(self._guard_ended)
+            self._start_guard()
             self._joined.set()
         elif isinstance(event, Failed):
             self.engine.guards.post(lambda: self._fail(event))
@@ -198,6 +138,13 @@ class Membership(Context):
             except Exception:
                 # Somebody else's code; a membership does not end by it.
                 _log.exception("on_event_failed lockspace=%r event=%r", self.lockspace, event)
+
+    def _start_guard(self) -> None:
+        """Watch over the expiry known now; one that watches over an earlier one is ended."""
+        if self._guard is not None:
+            self._guard.cancel()
+        self._guard = self.engine.guards.start(guard(self.member), {}, self)
+        self._guard.on_end(self._guard_ended)
 
     def _renewed(self, event: Renewed) -> None:
         self.history.append(event)
@@ -219,7 +166,7 @@ class Membership(Context):
 
     def _recover(self, *, is_forced: bool) -> None:
         """Start to stop the guarded processes; they are watched, so that an end is seen at once."""
-        held = self.member.held
+        held = self.member.held or (self._legacy and self._legacy.held)
         processes = self.processes.alive()
         ladder = recovery.begin(
             self.lockspace,
@@ -293,15 +240,30 @@ class Membership(Context):
     # -- joining and leaving ---------------------------------------------------------------------
 
     def start_join(self) -> None:
-        """Begin to acquire the host id. Raises WatchdogError, LockspacePresent."""
+        """Begin to acquire the host id, or to go on with a predecessor's.
+
+        Raises WatchdogError, LockspacePresent.
+        """
         self.engine.enter(self.member)
         try:
-            self._watchdog.connect()
+            if self._legacy is None:
+                self._watchdog.connect()
+            elif not self._watchdog.is_connected:
+                reason = "the predecessor's claim was not handed over; it resets this host"
+                raise WatchdogError(self.lockspace, reason)
         except BaseException:
             self.engine.leave(self.member)
             raise
-        files = {self.file.path: self.file}
-        self._life = self.engine.renewals.start(live(self.member), files, self)
+        if self._legacy is None:
+            life = live(self.member)
+        else:
+            life = resume(self.member, self._legacy)
+            # The disk may not answer, or the renewal thread hang in it: the clock goes on (M2).
+            timing = self.member.timing
+            expires_us = self._legacy.held.renewed_us + timing.fail_us
+            self.member.limit_us = max(expires_us, now_us() + 2 * timing.io_us)
+            self._start_guard()
+        self._life = self.engine.renewals.start(life, {self.file.path: self.file}, self)
         self._life.on_end(self._life_ended)
 
     def await_join(self, timeout_s: float | None) -> None:
@@ -312,7 +274,11 @@ class Membership(Context):
             raise self._join_error.with_traceback(None)
 
     def abandon_join(self) -> None:
-        """End a join that is under way or failed; what was joined already is left."""
+        """End a join that is under way or failed; what was joined already is left.
+
+        Returns at once. A join that had written its record goes on for the time that it needs to
+        find out whether it may free it (`await_abandoned`).
+        """
         if self._life is None:
             self._watchdog.close()
             self.engine.files.drop(self.file.path)
@@ -323,6 +289,15 @@ class Membership(Context):
             self._life.cancel()
             self._life.on_end(lambda _: self._watchdog.close())
 
+    def await_abandoned(self) -> None:
+        """Wait until nothing of an abandoned join runs any more.
+
+        No longer than it takes to settle beside the slowest contender and to write once.
+        """
+        if self._life is not None:
+            with suppress(TimeoutError):
+                self._life.exception(2 * IO_TIMEOUT_MAX_S + self.member.timing.dead_us / SECOND_US)
+
     def _life_ended(self, life: Operation[None]) -> None:
         self.engine.leave(self.member)
         self.engine.files.drop(self.file.path)
@@ -330,11 +305,44 @@ class Membership(Context):
         if not self._joined.is_set():
             self._join_error = error or Cancelled()
             self._joined.set()
+            if self._legacy is not None:
+                self._refused(self._join_error)
         elif error is not None:
             # A membership never ends by an error of its own; if it does, nothing may go on.
             failed = Failed(f"internal error: {error}", None)
             if self.member.fail(*failed):
                 self.engine.guards.post(lambda: self._fail(failed))
+
+    def _refused(self, error: BaseException) -> None:
+        """Stop what uses the leases of a membership that could not be gone on with."""
+        failed = Failed(str(error), error if isinstance(error, PaxosleaseError) else None)
+        self.member.fail(*failed)
+        self.engine.guards.post(lambda: self._fail(failed))
+
+    def snapshot(self, advertiser: Advertiser | None = None) -> MembershipState:
+        """Return what a successor needs to go on with this membership; does no I/O.
+
+        advertiser: what is being told to others, kept for the successor. Raises LockspaceFailed
+        when there is nothing to go on with: not joined, failed, left or being left.
+        """
+        return membership_state(self.member, advertiser, is_final=self.engine.is_resting)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Return host id and generation; generation 0 while it is not known."""
+        held = self.member.held or (self._legacy and self._legacy.held)
+        return self.member.host_id, held.generation if held else 0
+
+    @property
+    def unrest(self) -> str:
+        """Say what keeps this membership from being handed over; empty when nothing does."""
+        if self._recovery is not None or self.member.failure is not None:
+            return "it has failed and is being cleared"
+        if self.member.held is None:
+            return "it is being joined"
+        if self.member.is_leaving or self.member.has_left:
+            return "it is being left"
+        return self.leases.unrest
 
     def leave(self, timeout_s: float | None) -> None:
         """Stop guarded processes, release all leases and free the host id.

@@ -17,14 +17,23 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from paxoslease.disk.direct import DirectFile
-from paxoslease.disk.layout import Area, default_sizes
+from paxoslease.disk.layout import Area, Sizes, default_sizes
 from paxoslease.engine.operation import Operation, now_us
-from paxoslease.errors import Cancelled, LeaseBusy, LeaseLost, LockspaceFailed, PaxosleaseError
+from paxoslease.engine.state import LeaseState, lease_state
+from paxoslease.errors import (
+    BadState,
+    Cancelled,
+    LeaseBusy,
+    LeaseLost,
+    LockspaceFailed,
+    PaxosleaseError,
+)
 from paxoslease.protocol import leases as protocol
 from paxoslease.protocol.contention import NO_TURN, Turn, acquire_waiting, turn_after
 from paxoslease.protocol.disks import Claim, Resource
 from paxoslease.protocol.effects import Protocol
 from paxoslease.protocol.leases import Lease
+from paxoslease.protocol.outcome import Settled, settle_unknown
 from paxoslease.protocol.paxos import ANYTHING, Want
 
 if TYPE_CHECKING:
@@ -66,6 +75,7 @@ class Phase(Enum):
     HELD = "held"
     CONVERTING = "being converted"
     RELEASING = "being released"
+    SETTLING = "being settled after a restart"
     GONE = "not held"
 
 
@@ -151,7 +161,27 @@ class Leases:
         Raises LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed.
         """
         self._membership.member.standing(now_us())
+        holding, claim = self._enter(name, places, Phase.ACQUIRING)
+        with self._lock:
+            turn = self._turns.get(name, NO_TURN)
+        until_us = None if wait_us is None else now_us() + wait_us
+        attempt = acquire_waiting(claim, until_us, shared=shared, want=want, turn=turn)
+        self._start(holding, self._acquire(holding, attempt))
+        return holding
+
+    def _enter(
+        self,
+        name: bytes,
+        places: Sequence[tuple[str, int]],
+        phase: Phase,
+        sizes: Sizes | None = None,
+    ) -> tuple[Holding, Claim]:
+        """Enter a lease into the registry and open its files.
+
+        Raises LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed.
+        """
         holding = Holding(name, tuple(path for path, _ in places))
+        holding.phase = phase
         with self._lock:
             if self._is_closed:
                 raise LockspaceFailed(self._lockspace, "it is being left")
@@ -161,22 +191,20 @@ class Leases:
             self._holdings[name] = holding
             if self.lost.is_set():
                 holding.lost.set(self.lost.reason)
-            turn = self._turns.get(name, NO_TURN)
         try:
-            claim = self._claim(holding, places)
+            return holding, self._claim(holding, places, sizes)
         except BaseException:
             holding.paths = ()
             self._remove(holding)
             raise
-        until_us = None if wait_us is None else now_us() + wait_us
-        attempt = acquire_waiting(claim, until_us, shared=shared, want=want, turn=turn)
-        self._start(holding, self._acquire(holding, attempt))
-        return holding
 
-    def _claim(self, holding: Holding, places: Sequence[tuple[str, int]]) -> Claim:
+    def _claim(
+        self, holding: Holding, places: Sequence[tuple[str, int]], sizes: Sizes | None
+    ) -> Claim:
         """Open the files of a holding and return the claim on its resource.
 
-        The sizes are assumed to be the lockspace's; the protocol adopts those of the lease.
+        Sizes that are not known are assumed to be the lockspace's; the protocol adopts those of
+        the lease.
         """
         member = self._membership.member
         held: list[DirectFile] = []
@@ -188,10 +216,11 @@ class Leases:
                 self._engine.files.drop(file.path)
             raise
         holding.files = {file.path: file for file in (*held, self._membership.file)}
-        sizes = member.space.area.sizes
-        coarse = max(file.sector_size for file in held)
-        if sizes.sector_size < coarse:
-            sizes = default_sizes(coarse)
+        if sizes is None:
+            sizes = member.space.area.sizes
+            coarse = max(file.sector_size for file in held)
+            if sizes.sector_size < coarse:
+                sizes = default_sizes(coarse)
         resource = Resource(
             holding.name, tuple(Area(path, offset, sizes) for path, offset in places)
         )
@@ -258,6 +287,86 @@ class Leases:
                 if operation is not None:
                     running.append((holding.name, operation))
         return running
+
+    # -- what a predecessor held -----------------------------------------------------------------
+
+    def snapshot(self, holding: Holding) -> LeaseState:
+        """Return what a successor needs to hold a lease on. Raises LeaseLost, LeaseBusy."""
+        return lease_state(self.check(holding))
+
+    def restore(self, state: LeaseState) -> Holding:
+        """Hold what a predecessor held; opens the files, and reads nothing.
+
+        It counts once the membership has joined. Raises BadState (not of this membership),
+        LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed.
+        """
+        self._check_state(state)
+        holding, claim = self._enter(state.name, state.places, Phase.CONVERTING, state.sizes)
+        with self._lock:
+            holding.lease = Lease(claim, state.leader, state.own, state.shared)
+            holding.phase = Phase.HELD
+        return holding
+
+    def _check_state(self, state: LeaseState) -> None:
+        mine = (self._lockspace, *self._membership.identity)
+        if (state.lockspace, state.host_id, state.generation) != mine:
+            owner = f"{state.lockspace!r}, {state.host_id}, {state.generation}"
+            raise BadState("state of a lease", "owner", f"{mine}", owner)
+
+    def start_settle(
+        self,
+        name: bytes,
+        places: Sequence[tuple[str, int]],
+        *,
+        before: LeaseState | None,
+        keep: bool,
+    ) -> Holding:
+        """Begin to find out what became of an operation that a predecessor died over.
+
+        before, keep: see protocol.outcome. `operation` of the result ends with a Settled; what it
+        says is held is held then, all else is gone. It does not end before the disk takes it or
+        the lockspace fails (LeaseLost).
+
+        Raises LockspaceFailed, BadState, LeaseBusy, DiskError, UnsuitableDevice.
+        """
+        self._membership.member.standing(now_us())
+        if before is not None:
+            self._check_state(before)
+        sizes = None if before is None else before.sizes
+        holding, claim = self._enter(name, places, Phase.SETTLING, sizes)
+        lease = None if before is None else Lease(claim, before.leader, before.own, before.shared)
+        work = self._settle(holding, settle_unknown(claim, lease, keep=keep))
+        self._start(holding, work, is_patient=True)
+        return holding
+
+    def _settle(self, holding: Holding, work: Protocol[Settled]) -> Protocol[Settled]:
+        try:
+            settled = yield from work
+        except BaseException as error:
+            holding.lost.set(str(error))
+            self._remove(holding)
+            raise
+        if settled.lease is None:
+            holding.lost.set(settled.found.value)
+            self._remove(holding)
+            return settled
+        with self._lock:
+            holding.lease = settled.lease
+            holding.phase = Phase.HELD
+        if holding.is_unwanted:
+            yield from self._give_back(holding, settled.lease, None, None)
+        return settled
+
+    @property
+    def unrest(self) -> str:
+        """Say which lease is being worked on; empty for none."""
+        with self._lock:
+            present = list(self._holdings.values())
+        for holding in present:
+            if holding.phase is not Phase.HELD:
+                name = holding.name.decode("utf-8", "backslashreplace")
+                return f"lease {name} is {holding.phase.value}"
+        return ""
 
     # -- what is held ----------------------------------------------------------------------------
 
@@ -327,10 +436,13 @@ class Leases:
             work = self._give_back(holding, lease, lvb, new_name)
             return self._start(holding, work)
 
-    def _start(self, holding: Holding, work: Protocol[T]) -> Operation[T]:
+    def _start(
+        self, holding: Holding, work: Protocol[T], *, is_patient: bool = False
+    ) -> Operation[T]:
         """Run the one thing that is done with a lease now."""
         operation = Operation(self._engine.requests, work, holding.files, self._membership)
-        operation.is_impatient = True
+        operation.is_patient = is_patient
+        operation.is_impatient = not is_patient
         holding.operation = operation
         self._engine.requests.post(operation)
         return operation
@@ -359,9 +471,14 @@ class Leases:
     def forget(self, holding: Holding) -> None:
         """Drop a lost lease from the registry: its user has stopped.
 
-        The disk is left to those who take over.
+        The disk is left to those who take over. What is under way with the lease may still write,
+        so it keeps the lease in use, and the watchdog armed, until it has ended.
         """
-        self._remove(holding)
+        with self._lock:
+            holding.is_unwanted = True
+            is_idle = holding.phase is Phase.HELD
+        if is_idle:
+            self._remove(holding)
 
     def _remove(self, holding: Holding) -> None:
         with self._lock:

@@ -91,6 +91,7 @@ class Operation(Generic[T]):
         "files",
         "gathered",
         "is_impatient",
+        "is_patient",
         "landed",
         "missing",
         "protocol",
@@ -112,6 +113,7 @@ class Operation(Generic[T]):
         self.done = False
         self.cancelled = False
         self.cancellable = False
+        self.is_patient = False  # its caller wants to know the end only, however long it takes
         self.is_impatient = False  # its caller is told of a time-out, it goes on by itself
         self.sleeping = 0  # the number of the timer that would wake it
         self.gathered: list[Any] | None = None

@@ -53,6 +53,38 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
+class Rest:
+    """A request to a runner to stand still, and its answer. Thread-safe.
+
+    holds_timers: what sleeps stays asleep, so that nothing new begins; else the runner rests only
+    when nothing is left that it runs.
+    """
+
+    def __init__(self, *, holds_timers: bool) -> None:
+        self.holds_timers = holds_timers
+        self._reached = threading.Event()
+        self._ended = threading.Event()
+
+    def reach(self) -> None:
+        """Say that the runner stands still, and stand still until the end."""
+        self._reached.set()
+        # Without a limit: guards run on another thread, and this one has nothing that hurries.
+        self._ended.wait()
+
+    def await_reached(self, timeout_s: float) -> bool:
+        """Wait until the runner stands still; False when it does not in time."""
+        return self._reached.wait(max(0.0, timeout_s))
+
+    @property
+    def is_ended(self) -> bool:
+        """Tell whether the runner is to go on."""
+        return self._ended.is_set()
+
+    def end(self) -> None:
+        """Let the runner go on, or give the request up."""
+        self._ended.set()
+
+
 class Runner:
     """One thread that runs protocols.
 
@@ -83,6 +115,7 @@ class Runner:
         self._poll.register(self._wake, select.POLLIN)
         self._poll.register(self._alarm.fd, select.POLLIN)
         self._is_stopping = False
+        self._rest: Rest | None = None
         self._random = random.Random(os.urandom(16))
         self._handlers = self._make_handlers()
         _runners.add(self)
@@ -131,6 +164,38 @@ class Runner:
         if self._broken is not None:
             self._refuse_mail()
 
+    def rest(self, *, holds_timers: bool) -> Rest:
+        """Have the thread stand still as soon as nothing is in flight, not even what timed out.
+
+        While it stands still what is handed over waits. The caller ends the rest.
+        """
+        rest = Rest(holds_timers=holds_timers)
+
+        def begin() -> None:
+            self._rest = rest
+
+        self.post(begin)
+        return rest
+
+    def end_rest(self, rest: Rest) -> None:
+        """Let the thread go on."""
+        rest.end()
+        self.post(lambda: None)
+
+    def cancel_all(self) -> None:
+        """Cancel every operation that runs now."""
+
+        def cancel() -> None:
+            for operation in list(self._running):
+                self.cancel_now(operation)
+
+        self.post(cancel)
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether nothing runs or waits to; exact only while the thread stands still."""
+        return not (self._running or self._mail)
+
     def stop(self) -> None:
         """End the thread when no operation runs any more; waits for it."""
 
@@ -147,6 +212,7 @@ class Runner:
             while not self._is_finished():
                 self._read_mail()
                 self._advance()
+                self._stand_still()
                 if not self._is_finished():
                     self._wait()
             self._disks.close()
@@ -159,6 +225,17 @@ class Runner:
         return self._is_stopping and not (
             self._mail or self._running or self._ready or self._disks.has_requests
         )
+
+    def _stand_still(self) -> None:
+        """Stand still if somebody wants it and nothing is under way, until he does not any more."""
+        rest = self._rest
+        if rest is None:
+            return
+        is_quiet = not (self._mail or self._ready or self._disks.has_requests)
+        if not rest.is_ended and is_quiet and (rest.holds_timers or not self._running):
+            rest.reach()
+        if rest.is_ended:
+            self._rest = None
 
     def _read_mail(self) -> None:
         while self._mail:
@@ -193,7 +270,7 @@ class Runner:
         """Sleep until something happens, then take it in."""
         deadline_us = self._disks.next_deadline_us()
         if self._disks.is_open:
-            when_us = self._timers[0][0] if self._timers else 0
+            when_us = self._next_timer_us()
             until_us = min(deadline_us, when_us) if deadline_us and when_us else 0
             self._is_asleep = True
             self._disks.wait(
@@ -211,7 +288,7 @@ class Runner:
 
     def _poll_others(self) -> None:
         """Sleep as a thread without disks does: its timer also runs while the host is suspended."""
-        self._alarm.set(self._timers[0][0] if self._timers else 0)
+        self._alarm.set(self._next_timer_us())
         self._is_asleep = True
         found = self._poll.poll(0 if self._mail else None)
         self._is_asleep = False
@@ -274,7 +351,14 @@ class Runner:
         heapq.heappush(self._timers, (now_us() + effect.duration_us, self._serial, operation))
         return BLOCKED
 
+    def _next_timer_us(self) -> int:
+        """Return when the next sleep ends, 0 for never."""
+        holds = self._rest is not None and self._rest.holds_timers
+        return self._timers[0][0] if self._timers and not holds else 0
+
     def _wake_up(self, now: int) -> None:
+        if self._rest is not None and self._rest.holds_timers:
+            return
         timers = self._timers
         while timers and (timers[0][0] <= now or timers[0][2].sleeping != timers[0][1]):
             _, serial, operation = heapq.heappop(timers)

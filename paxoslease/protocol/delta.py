@@ -29,12 +29,14 @@ from paxoslease.disk.records import (
     same_name,
 )
 from paxoslease.errors import (
+    Cancelled,
     DecisionStale,
     DiskTimeout,
     HostIdBusy,
     HostIdInvalid,
     LockspaceFailed,
     RenewalRefused,
+    StorageError,
 )
 from paxoslease.protocol.effects import (
     Landed,
@@ -131,7 +133,12 @@ def acquire(
     which bears our name is of a life that provably ended (rule M1); without it such a record is
     treated as another host's.
 
-    Raises HostIdInvalid, HostIdBusy, Cancelled, BadRecord, DiskTimeout, DiskError.
+    Whoever cancels it after the record was written has to wait: it settles all the same, to free
+    the record if it is ours. Left as it is it would look used, and the next join of the host id
+    would wait for a host that never was.
+
+    Raises HostIdInvalid, HostIdBusy, Cancelled, BadRecord, DiskTimeout, DiskError; after a
+    cancellation also what `release` raises, when the record could not be freed.
     Source: spec/algorithms.md 2.1.
     """
     if not 1 <= host_id <= space.area.sizes.max_hosts:
@@ -203,11 +210,29 @@ def _take(
         raise _busy(space, host_id, found)
     # Safe because a competitor that read the record before our write has its own on disk within
     # the limit, or gives up (above).
-    yield Sleep(settle_us, cancellable=True)
+    is_wanted = yield from _settle(settle_us, written_us)
     again = yield from read_delta(space, host_id, timing)
     if again != record:
         raise _busy(space, host_id, again)
+    if not is_wanted:
+        unused = Held(record, record.timestamp * SECOND_US, True)
+        yield from release(space, unused, timing, is_armed=False)
+        raise Cancelled
     return record
+
+
+def _settle(settle_us: int, since_us: int) -> Protocol[bool]:
+    """Wait for contenders' writes; False when it was cancelled, and waited for nevertheless."""
+    try:
+        yield Sleep(settle_us, cancellable=True)
+    except Cancelled:
+        is_wanted = False
+    else:
+        is_wanted = True
+    if not is_wanted:
+        now_us: int = yield Now()
+        yield Sleep(max(0, since_us + settle_us - now_us))
+    return is_wanted
 
 
 def _outwait(
@@ -337,11 +362,16 @@ def check_own_record(space: Lockspace, held: Held, found: Leader) -> None:
         raise RenewalRefused(space.name, held.host_id, False)
 
 
-def release(space: Lockspace, held: Held, timing: Timing) -> Protocol[None]:
+def release(
+    space: Lockspace, held: Held, timing: Timing, *, is_armed: bool = True
+) -> Protocol[None]:
     """Free the host id: everybody may take this host's leases at once, so nothing may run on.
 
     The record is re-read and left alone when it is not the one last written, or when a successor
     might hold it by now (rule M13): a blind write could free or roll back its lease.
+
+    is_armed: the watchdog is armed, and the caller disarms it afterwards. Where it is not (a join
+    that nobody wants any more) it gets armed only while a write hangs.
 
     Returns, or raises, only when nothing of it is in flight any more.
     Raises LockspaceFailed when the lease must not be released, BadRecord, DiskTimeout, DiskError.
@@ -365,5 +395,22 @@ def release(space: Lockspace, held: Held, timing: Timing) -> Protocol[None]:
         ticket = error.ticket
     if ticket:
         # M7: a "free" that lands after a successor took the record would void its leases at once.
-        # So the caller must not disarm the watchdog before it has landed.
+        # So the watchdog must not be disarmed before it has landed.
+        yield from _await_free(space, held, timing, ticket, is_armed)
+
+
+def _await_free(
+    space: Lockspace, held: Held, timing: Timing, ticket: int, is_armed: bool
+) -> Protocol[None]:
+    """Wait for a "free" that hangs, under an armed watchdog. Raises DiskError, WatchdogError."""
+    if not is_armed:
+        yield PetWatchdog(space.name, held.renewed_us, held.renewed_us + timing.fail_us)
+    failure: StorageError | None = None
+    try:
         yield Landed(ticket)
+    except StorageError as error:
+        failure = error
+    if not is_armed:
+        yield PetWatchdog(space.name, 0, 0)
+    if failure is not None:
+        raise failure

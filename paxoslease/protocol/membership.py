@@ -45,7 +45,7 @@ from paxoslease.protocol.effects import (
     Standing,
 )
 from paxoslease.protocol.hosts import HostTable
-from paxoslease.timing import Timing
+from paxoslease.timing import SECOND_US, Timing
 
 RETRY_PAUSE_US = 500_000
 NOT_IN_TIME = "its host id was not renewed in time"
@@ -89,6 +89,9 @@ class Member:
     `advertise(now_us)` says what the next renewal tells others (requests.py has one that does).
     Others read single attributes; the flags only ever go from false to true. `leave()` may be
     called by any thread: it only sets a flag that the life looks at, and its driver wakes it.
+
+    limit_us: until when a membership that is taken on from a predecessor must have been found good
+    (adoption.py); 0 for one that is joined, which has nothing to lose before.
     """
 
     def __init__(self, space: Lockspace, host_id: int, host_name: bytes, timing: Timing) -> None:
@@ -103,6 +106,7 @@ class Member:
         self.has_left = False
         self.is_failure_told = False
         self.renewals = 0
+        self.limit_us = 0
         self.advertise: Callable[[int], Advertised] = _nothing
 
     def leave(self) -> None:
@@ -138,7 +142,8 @@ class Member:
 
     def expires_us(self) -> int:
         """Return when everything that uses leases must have stopped; 0 before the join."""
-        return 0 if self.held is None else self.held.renewed_us + self.timing.fail_us
+        held = self.held
+        return self.limit_us if held is None else held.renewed_us + self.timing.fail_us
 
 
 def live(member: Member, *, earlier_life_over: bool = False) -> Protocol[None]:
@@ -154,10 +159,19 @@ def live(member: Member, *, earlier_life_over: bool = False) -> Protocol[None]:
         member.timing,
         earlier_life_over=earlier_life_over,
     )
+    yield from stay(member, held)
+
+
+def stay(member: Member, held: Held) -> Protocol[None]:
+    """Be a member from now on, by a host id that is ours: renew at once, until left or failed.
+
+    Arms the watchdog first; notifies and returns as `live`.
+    """
     member.held = held
     yield PetWatchdog(member.space.name, held.renewed_us, held.renewed_us + member.timing.fail_us)
     yield Notify(Joined(held))
-    due_us: int = yield Now()
+    now_us: int = yield Now()
+    due_us = max(now_us, _next_second_us(held))
     while True:
         ended = yield from _pause(member, due_us)
         if ended:
@@ -197,15 +211,25 @@ def guard(member: Member) -> Protocol[None]:
             return
 
 
+def _next_second_us(held: Held) -> int:
+    """Return the moment from which on the next timestamp is at most a second ahead of the clock."""
+    return held.leader.timestamp * SECOND_US
+
+
 def _next_due(member: Member, began_us: int, renewal: Renewed) -> Protocol[int]:
     """Return when to renew next: half a second after a failure, else one interval on.
+
+    After a failure the clock has to reach the timestamp that was tried: the next one is above it
+    (M17), and so no timestamp is ever more than a second ahead of the clock. That is what whoever
+    takes the membership over from a dead daemon relies on (adoption.py).
 
     The second renewal comes at a random moment of the interval, so that lockspaces joined together
     don't renew together ever after.
     """
     if renewal.error is not None:
         now_us: int = yield Now()
-        return now_us + RETRY_PAUSE_US
+        assert member.held is not None
+        return max(now_us + RETRY_PAUSE_US, _next_second_us(member.held))
     member.renewals += 1
     interval_us = member.timing.renewal_us
     if member.renewals == 1:

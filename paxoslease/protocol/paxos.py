@@ -152,7 +152,7 @@ def acquire(
     while True:
         begun = yield from _begin(claim, want, sighting, memory)
         if isinstance(begun, Sizes):
-            claim = _resized(claim, begun)
+            claim = resized(claim, begun)
             continue
         if isinstance(begun, Step):
             result: Owned | Step = begun
@@ -169,7 +169,7 @@ def acquire(
         memory = yield from pause(memory)
 
 
-def _resized(claim: Claim, sizes: Sizes) -> Claim:
+def resized(claim: Claim, sizes: Sizes) -> Claim:
     """Return the claim with the sizes that its leader record states."""
     disks = tuple(a._replace(sizes=sizes) for a in claim.resource.disks)
     return claim._replace(resource=claim.resource._replace(disks=disks))

@@ -34,17 +34,22 @@ class Unsettled(NamedTuple):
     error: StorageError
 
 
-class _Retry(NamedTuple):
+class Retry(NamedTuple):
+    """How long the pause before the last try was."""
+
     pause_us: int = 0
 
 
-def _again(retry: _Retry, error: StorageError | None, claim: Claim) -> Protocol[_Retry]:
-    """Wait before the next try: a tenth of io_timeout, doubled up to twice io_timeout."""
+def pause_before_retry(retry: Retry, error: StorageError | None, claim: Claim) -> Protocol[Retry]:
+    """Wait before the next try: a tenth of io_timeout, doubled up to twice io_timeout.
+
+    Notifies Unsettled before the first; `error` None: nothing went wrong, a decision was stale.
+    """
     if error is not None and retry.pause_us == 0:
         yield Notify(Unsettled(error))
     pause_us = min(2 * claim.timing.io_us, max(claim.timing.io_us // 10, 2 * retry.pause_us))
     yield Sleep(pause_us)
-    return _Retry(pause_us)
+    return Retry(pause_us)
 
 
 class Shelf(NamedTuple):
@@ -71,7 +76,7 @@ def write_released(claim: Claim, own: HostSector) -> Protocol[HostSector]:
     Raises LockspaceFailed.
     """
     own = own._replace(released=True)
-    retry = _Retry()
+    retry = Retry()
     while True:
         failure: StorageError | None = None
         shelf = yield from shelf_life(claim)
@@ -83,7 +88,7 @@ def write_released(claim: Claim, own: HostSector) -> Protocol[HostSector]:
             failure = error
         else:
             return own
-        retry = yield from _again(retry, failure, claim)
+        retry = yield from pause_before_retry(retry, failure, claim)
 
 
 def write_unshared(claim: Claim) -> Protocol[HostSector]:
@@ -92,7 +97,7 @@ def write_unshared(claim: Claim) -> Protocol[HostSector]:
     The block to keep is read each time: conversions that failed may have written a newer one (M3).
     Repeated until it is on disk; raises LockspaceFailed.
     """
-    retry = _Retry()
+    retry = Retry()
     while True:
         failure: StorageError | None = None
         shelf = yield from shelf_life(claim)
@@ -106,7 +111,7 @@ def write_unshared(claim: Claim) -> Protocol[HostSector]:
             failure = error
         else:
             return own
-        retry = yield from _again(retry, failure, claim)
+        retry = yield from pause_before_retry(retry, failure, claim)
 
 
 def free_leader(
@@ -124,7 +129,7 @@ def free_leader(
     then nothing in its area is ours to write. A leader with an older version is a rolled back one
     only if our own sector still shows our version; a formatter wipes that, nobody else does.
     """
-    retry = _Retry()
+    retry = Retry()
     tried = False
     while True:
         failure: StorageError | None = None
@@ -161,7 +166,7 @@ def free_leader(
             tried = tried or writing
         else:
             return refused
-        retry = yield from _again(retry, failure, claim)
+        retry = yield from pause_before_retry(retry, failure, claim)
 
 
 def _refusal(claim: Claim, last: Leader, found: Leader) -> ReleaseRefused | None:

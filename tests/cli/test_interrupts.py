@@ -41,15 +41,30 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_while_joining(space: Path, number: signal.Signals) -> None:
-    """A signal while joining ends the command at once; the command never runs."""
+    """A signal while joining ends the command, which never runs; the host id is free after."""
     with started(*run_arguments(space), "echo", "ran") as process:
         await_that(lambda: "delta lease 1" in records_of(space), "the host id is being acquired")
         begun = time.monotonic()
         process.send_signal(number)
         done = end_of(process)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 4
     assert (done.code, done.out, done.errors) == (128 + number, "", ["paxoslease: interrupted"])
+    assert records_of(space)["delta lease 1"]["timestamp"] == 0
     is_good(space)
+
+
+def test_twice_while_joining(space: Path) -> None:
+    """A second signal ends the command at once; the host id looks used then."""
+    with started(*run_arguments(space), "echo", "ran") as process:
+        await_that(lambda: "delta lease 1" in records_of(space), "the host id is being acquired")
+        begun = time.monotonic()
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        done = end_of(process)
+    assert time.monotonic() - begun < 1.5
+    assert (done.code, done.out) == (130, "")
+    assert records_of(space)["delta lease 1"]["timestamp"] != 0
 
 
 @pytest.mark.parametrize("number", MOSTLY_INT)

@@ -11,8 +11,8 @@ from paxoslease.simulation.explore_host_id import HostIdWorld
 from tests.model.patching import Patch, patched
 from tests.model.worlds import check_states
 
-SETTLE = Patch("delta", "    yield Sleep(settle_us, cancellable=True)\n", "")
-HALF = Patch("delta", "yield Sleep(settle_us, can", "yield Sleep(settle_us // 2, can")
+SETTLE = Patch("delta", "yield from _settle(settle_us, written_us)", "True")
+HALF = Patch("delta", "_settle(settle_us, w", "_settle(settle_us // 2, w")
 ELAPSED = Patch("delta", "if written_us - asked_us > limit_us:", "if False:")
 REREAD = Patch("delta", "if again != record:", "if False:")
 OWN_WAIT = Patch(

@@ -11,14 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from paxoslease.engine.watchdog import (
-    Device,
-    DeviceOwner,
-    DeviceWatchdog,
-    NoWatchdog,
-    WdmdWatchdog,
-    open_watchdog,
-)
+from paxoslease.engine.watchdog import NoWatchdog, WdmdWatchdog, open_watchdog
+from paxoslease.engine.watchdog_device import Device, DeviceOwner, DeviceWatchdog
 from paxoslease.errors import WatchdogError
 from tests.system.rig import wait_for
 

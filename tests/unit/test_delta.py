@@ -263,13 +263,53 @@ def test_our_own_name_proves_nothing_by_itself() -> None:
 
 
 def test_a_join_can_be_cancelled_while_it_waits() -> None:
-    """Both waits end with Cancelled; nothing is written after it."""
+    """The wait for a dead owner ends with Cancelled; nothing is written."""
     outcome = acquiring([NOW, sector(taken()), NOW, NOW, Cancelled()])
     assert isinstance(outcome.error, Cancelled)
     assert not outcome.of(Write)
-    outcome = acquiring([NOW, sector(FRESH), NOW, None, NOW, Cancelled()])
+
+
+def cancelled_late(*rest: Any) -> Outcome:
+    """Cancel a join one second into the settle wait of a record that was written."""
+    begun = [NOW, sector(FRESH), NOW, None, NOW, Cancelled(), NOW + S]
+    return acquiring([*begun, *rest])
+
+
+def test_a_join_cancelled_after_its_write_frees_its_record() -> None:
+    """It settles to the end, looks whether the record is its own, and frees it; no watchdog."""
+    mine = expected_record(FRESH)
+    outcome = cancelled_late(None, sector(mine), sector(mine), None)
     assert isinstance(outcome.error, Cancelled)
+    assert outcome.of(Sleep) == [Sleep(SETTLE, cancellable=True), Sleep(SETTLE - S)]
+    freed = mine._replace(timestamp=0).sealed()
+    assert outcome.of(Write)[1] == Write("/d", MINE, sector(freed), T.io_us, NOW + T.fail_us)
+    assert not outcome.of(PetWatchdog)
+
+
+def test_a_join_cancelled_after_its_write_frees_nobody_elses_record() -> None:
+    """What a competitor wrote meanwhile, before or after our look, stays."""
+    mine = expected_record(FRESH)
+    outcome = cancelled_late(None, sector(taken()))
+    assert isinstance(outcome.error, HostIdBusy)
     assert len(outcome.of(Write)) == 1
+    outcome = cancelled_late(None, sector(mine), sector(taken()))
+    assert isinstance(outcome.error, RenewalRefused)
+    assert len(outcome.of(Write)) == 1
+
+
+@pytest.mark.parametrize("answer", [None, DiskError("/d", MINE, "write", 5, "EIO")])
+def test_a_free_that_hangs_after_a_cancelled_join_is_watched(answer: Any) -> None:
+    """A late "free" could void a successor's leases: the watchdog is armed until it is back."""
+    mine = expected_record(FRESH)
+    hangs = timeout()
+    outcome = cancelled_late(None, sector(mine), sector(mine), hangs, None, answer, None)
+    assert isinstance(outcome.error, Cancelled if answer is None else DiskError)
+    armed, disarmed = outcome.of(PetWatchdog)
+    assert armed == PetWatchdog(b"ls", NOW, NOW + T.fail_us)
+    assert disarmed == PetWatchdog(b"ls", 0, 0)
+    effects = outcome.effects
+    landed = Landed(hangs.ticket)
+    assert effects.index(armed) < effects.index(landed) < effects.index(disarmed)
 
 
 # -- renew -------------------------------------------------------------------------------------
