@@ -24,7 +24,7 @@ _SENTENCES: Final = {
     "watchdog_reopened": "watchdog {0} is kept alive again",
     "watchdog_abandoned": "watchdog {0} is not kept alive: the host will be reset in {1} s",
     "watchdog_failed": "watchdog {0} cannot be kept alive: {1}",
-    "no_locks": "driver {1} takes NO LOCKS AT ALL: nothing keeps guest {0} from running twice",
+    "no_locks": "driver {0} takes NO LOCKS AT ALL: nothing keeps a guest from running twice",
     "log_not_written": "the log cannot be written to {0}: {1}",
     "log_written_again": "the log is written to {0} again",
     "io_timeout": "{0} of {1} at offset {2} does not end",
