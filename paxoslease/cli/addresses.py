@@ -44,7 +44,7 @@ def size(text: str) -> int:
     return int(digits) * factor
 
 
-def _split(text: str) -> list[str]:
+def split_colons(text: str) -> list[str]:
     """Split at colons that no backslash precedes, and remove the backslashes."""
     parts = [""]
     escaped = False
@@ -65,7 +65,7 @@ def _split(text: str) -> list[str]:
 
 def place(text: str) -> Place:
     """Return PATH[:OFFSET]; for argparse."""
-    parts = _split(text)
+    parts = split_colons(text)
     if len(parts) > 2 or not parts[0]:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not PATH or PATH:OFFSET (write a colon in a path as '\\:')"
@@ -75,7 +75,7 @@ def place(text: str) -> Place:
 
 def named_place(text: str) -> NamedPlace:
     """Return NAME:PATH[:OFFSET]; for argparse."""
-    parts = _split(text)
+    parts = split_colons(text)
     if len(parts) not in (2, 3) or not parts[1]:
         raise argparse.ArgumentTypeError(
             f"'{text}' is not NAME:PATH or NAME:PATH:OFFSET "

@@ -7,6 +7,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from paxoslease.drivers.errors import (
+    ActionUnsupported,
+    DriverUnknown,
+    LeaseRequired,
+    ResourceBusy,
+    ResourceUnusable,
+    StateInvalid,
+    StateOutdated,
+)
 from paxoslease.errors import (
     Cancelled,
     ConfigError,
@@ -55,11 +64,15 @@ def exit_of(error: PaxosleaseError) -> Exit:
         return exit_of(error.last)
     if isinstance(error, LeaseHeld | LeaseShared | LostRace | LeaseBusy | HostIdBusy):
         return Exit.BUSY
+    if isinstance(error, ResourceBusy | StateOutdated):
+        return Exit.BUSY
     if isinstance(error, LeaseLost | LockspaceFailed):
         return Exit.LOST
     if isinstance(error, ConfigError | HostIdInvalid | LeaseUnsupported | WrongVersion):
         return Exit.USAGE
-    if isinstance(error, DeviceInUse | StorageError):
+    if isinstance(error, DriverUnknown | LeaseRequired | ActionUnsupported | StateInvalid):
+        return Exit.USAGE
+    if isinstance(error, DeviceInUse | StorageError | ResourceUnusable):
         return Exit.STORAGE
     if isinstance(error, Cancelled):
         return Exit.INTERRUPTED

@@ -24,10 +24,12 @@ _COMMANDS = (
     "inspect_command",
     "check_command",
     "run_command",
+    "guard_command",
     "bench_command",
     "demo_command",
     "simulate_command",
     "explain_command",
+    "lockd_command",
 )
 
 _DESCRIPTION = """Locks for virtual machines, and for anything else that must run at most once, on

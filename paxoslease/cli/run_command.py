@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from paxoslease import launch
@@ -23,6 +21,7 @@ from paxoslease.cli.addresses import NamedPlace, named_place
 from paxoslease.cli.exits import EXIT_HELP, Exit
 from paxoslease.cli.interrupts import interrupts
 from paxoslease.cli.options import add_json, add_membership, add_wait
+from paxoslease.cli.terminal import exit_code_of, terminal_back
 from paxoslease.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def _supervise(lockspace: Lockspace, leases: list[Lease], argv: list[str]) -> in
     # A process group of its own: a signal of the terminal reaches the command once, and stopping
     # its keeper with Ctrl-Z, which would go on without renewals, is not possible by accident.
     launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid())]
-    with _terminal_back():
+    with terminal_back():
         child = subprocess.Popen([*launcher, *argv], env=environment, process_group=0)
         with lockspace.guard(child), interrupts.forwarded(child):
             if lockspace.lost.is_set():
@@ -116,20 +115,4 @@ def _supervise(lockspace: Lockspace, leases: list[Lease], argv: list[str]) -> in
     if lockspace.lost.is_set():
         sys.stderr.write(f"paxoslease: {lockspace.lost.reason}; the command was stopped\n")
         return Exit.LOST
-    return 128 - status if status < 0 else status
-
-
-@contextmanager
-def _terminal_back() -> Iterator[None]:
-    """Bring this process to the foreground of its terminal again, when the command has ended."""
-    try:
-        is_ours = os.tcgetpgrp(0) == os.getpgrp()
-    except OSError:  # standard input is no terminal of ours
-        is_ours = False
-    try:
-        yield
-    finally:
-        if is_ours:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-            os.tcsetpgrp(0, os.getpgrp())
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
+    return exit_code_of(status)

@@ -6,6 +6,7 @@ sends its module search path and an Order, and then True. Answered is None or an
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from multiprocessing.connection import Connection
@@ -23,6 +24,9 @@ def main() -> None:
     from paxoslease.drivers.registry import open_driver
     from paxoslease.errors import PaxosleaseError
 
+    # What is to be said is said by the supervisor, once.
+    logging.getLogger("paxoslease").addHandler(logging.NullHandler())
+    logging.getLogger("paxoslease").propagate = False
     order = channel.recv()
     owner = order.guest.owner(os.getpid())
     try:

@@ -40,13 +40,17 @@ class NopDriver(Driver):
     Options = NopOptions
     _has_warned = False
 
-    def _warn(self, owner: Owner) -> None:
+    def prepare(self) -> None:
+        """Say that nothing is done."""
+        self._warn()
+
+    def _warn(self) -> None:
         if not NopDriver._has_warned:
             NopDriver._has_warned = True
-            _log.warning("no_locks guest=%s driver=%s", owner.name, self.name)
+            _log.warning("no_locks driver=%s", self.name)
 
     def _register(self, owner: Owner, action: FailureAction) -> Registration:
-        self._warn(owner)
+        self._warn()
         return _Nothing()
 
     def _acquire(
@@ -56,7 +60,7 @@ class NopDriver(Driver):
         state: str | None,
         registration: Registration | None,
     ) -> None:
-        self._warn(owner)
+        self._warn()
 
     def _restrict(self, registration: Registration) -> None:
         del registration

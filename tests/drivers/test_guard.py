@@ -1,0 +1,268 @@
+"""`paxoslease guard` as a process: locks before the command, and what comes of their loss."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paxoslease.drivers.processes import Handle
+from paxoslease.drivers.registry import open_driver
+from tests.cli.tool import COMMAND, await_that, call, refused
+from tests.compat.peer import SanlockHost, SanlockMissing, require_sanlock
+from tests.drivers.rigs import paxos_options
+
+LOCKSPACE = "__LIBVIRT__DISKS__"
+DOMAIN = """<domain type='kvm'><name>demo</name>
+  <on_lockfailure>{action}</on_lockfailure>
+  <devices><disk type='file'><source file='{disk}'/></disk></devices></domain>
+"""
+# Says its pid, then counts until it is ended: a guest whose progress can be seen.
+COUNTER = """
+import os, sys, time
+path = sys.argv[1]
+n = 0
+while True:
+    n += 1
+    with open(path + ".new", "w") as file:
+        file.write(f"{os.getpid()} {n}")
+    os.replace(path + ".new", path)
+    time.sleep(0.02)
+"""
+
+
+class Bench:
+    """A host with a real sanlock and automatic leases, and files for guests."""
+
+    def __init__(self, directory: Path, host: SanlockHost) -> None:
+        self.directory = directory
+        self.host = host
+        self.leases = directory / "leases"
+        self.leases.mkdir(exist_ok=True)
+        self.disk = directory / "disk.img"
+        self.disk.touch()
+        self.progress = directory / "progress"
+        self.options: dict[str, Any] = paxos_options(host.run_dir, self.leases, 1)
+        self.driver = open_driver("paxos", **self.options)
+
+    def arguments(self, *more: object, action: str | None = None) -> list[str]:
+        """Return the command line of a guard, without what it runs."""
+        words = ["guard", "--driver", "paxos"]
+        for key, value in self.options.items():
+            words += ["--option", f"{key}={value}"]
+        if action is not None:
+            definition = self.directory / "guest.xml"
+            definition.write_text(DOMAIN.format(action=action, disk=self.disk))
+            words += ["--domain", str(definition)]
+        else:
+            words += ["--disk", str(self.disk)]
+        return [*words, *map(str, more), "--"]
+
+    @contextmanager
+    def guard(self, *more: object, action: str | None = None) -> Iterator[subprocess.Popen[str]]:
+        """Run the counter under a guard; both are gone when the block ends."""
+        command = [*COMMAND, *self.arguments(*more, action=action)]
+        command += [sys.executable, "-c", COUNTER, str(self.progress)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                await_that(lambda: self.progress.exists() or process.poll() is not None, "it runs")
+                assert process.poll() is None
+                yield process
+            finally:
+                process.kill()
+                if self.progress.exists():
+                    with Handle(self.pid) as guest:
+                        guest.signal_group(signal.SIGKILL)
+                        guest.wait_gone(5)
+
+    @property
+    def pid(self) -> int:
+        """Return the pid of the counter."""
+        return int(self.progress.read_text().split()[0])
+
+    @property
+    def count(self) -> int:
+        """Return how far the counter has come."""
+        return int(self.progress.read_text().split()[1])
+
+    def runs(self) -> None:
+        """Wait until the counter has gone on."""
+        before = self.count
+        await_that(lambda: self.count > before, "the guest runs")
+
+    def lose(self) -> None:
+        """Let the lockspace fail at once: somebody overwrites this host's record."""
+        with (self.leases / LOCKSPACE).open("r+b") as file:
+            file.seek(0)
+            self.record = file.read(512)
+            file.seek(0)
+            file.write(bytes(512))
+            os.fsync(file.fileno())
+
+    def repair(self) -> None:
+        """Put the record back."""
+        with (self.leases / LOCKSPACE).open("r+b") as file:
+            file.write(self.record)
+            os.fsync(file.fileno())
+
+    def joined(self) -> bool:
+        """Tell whether the daemon has the lockspace."""
+        return LOCKSPACE in self.host.status()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Give a host of its own: its lockspace fails in most tests."""
+    try:
+        require_sanlock()
+    except SanlockMissing as missing:
+        pytest.skip(str(missing))
+    with SanlockHost(tmp_path, "host") as host:
+        yield Bench(tmp_path, host)
+
+
+def test_the_exit_code_is_the_commands() -> None:
+    """With nop nothing is locked, which is said, and the command's status is passed on."""
+    done = call("guard", "--driver", "nop", "--", "sh", "-c", "exit 7")
+    assert done.code == 7
+    assert done.err.count("NO LOCKS AT ALL") == 1
+    assert call("guard", "--driver", "nop", "--", "sh", "-c", "kill -9 $$").code == 137
+    assert call("guard", "--driver", "nop", "--", "/dev/null").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--driver", "nap"], 2, "not installed"),
+        (["--driver", "nop", "--option", "speed=1"], 2, "no such option"),
+        (["--driver", "nop", "--option", "speed"], 2, "not KEY=VALUE"),
+        (["--driver", "nop", "--config", "/no/such/file"], 2, "no file"),
+        (["--driver", "nop", "--domain", "/no/such/file"], 1, "No such file"),
+        (["--driver", "nop", "--lease", "a:b"], 2, "is not LOCKSPACE:KEY:PATH"),
+        (["--driver", "nop", "--disk", "/a", "--disk", "/a"], 2, "given twice"),
+        (["--driver", "paxos", "--option", "run_directory=/no/such"], 1, "no daemon at"),
+        (["--driver", "paxos", "--option", "auto_disk_leases=1"], 2, "host's id"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(
+    words: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    """One line and a hint; the command was never started."""
+    touched = tmp_path / "touched"
+    refused(call("guard", *words, "--", "touch", touched), code, said)
+    assert not touched.exists()
+
+
+@pytest.mark.peer
+def test_the_command_runs_under_its_locks(bench: Bench) -> None:
+    """A second guard is refused while the first runs, and gets the lock when that one ends."""
+    with bench.guard() as first:
+        second = call(*bench.arguments(), "true")
+        refused(second, 4, str(bench.disk), "is in use")
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(20) == 128 + signal.SIGTERM
+        assert call(*bench.arguments("--wait", "20"), "sh", "-c", "exit 3").code == 3
+
+
+@pytest.mark.peer
+def test_the_command_keeps_its_locks_when_its_guard_is_killed(bench: Bench) -> None:
+    """The locks are the command's: it goes on, and still excludes others, to its own end."""
+    with bench.guard() as guard:
+        guard.kill()
+        guard.wait(20)
+        bench.runs()
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+        os.kill(bench.pid, signal.SIGKILL)
+        assert call(*bench.arguments("--wait", "20"), "true").code == 0
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("action", ["poweroff", "default"])
+def test_a_lost_lease_stops_the_command(bench: Bench, action: str) -> None:
+    """The guest is ended, and the exit code says why."""
+    with bench.guard(action=action) as guard:
+        bench.lose()
+        assert guard.wait(40) == 5
+        assert guard.stderr is not None
+        assert "the lease daemon has lost the lockspace; it is stopped" in guard.stderr.read()
+        with Handle(bench.pid) as guest:
+            assert guest.is_gone
+
+
+@pytest.mark.peer
+def test_a_lost_lease_pauses_the_command_and_a_signal_resumes_it(bench: Bench) -> None:
+    """It stands still while it has no lease, and goes on under the lease that it had."""
+    with bench.guard(action="pause") as guard:
+        assert guard.stderr is not None
+        bench.lose()
+        assert "it is paused" in guard.stderr.readline()
+        await_that(lambda: not bench.joined(), "the daemon has let go of the lockspace", 40)
+        stood_at = bench.count
+        guard.send_signal(signal.SIGCONT)
+        assert "it stays paused" in guard.stderr.readline()
+        assert bench.count == stood_at
+        bench.repair()
+        guard.send_signal(signal.SIGCONT)
+        assert "has its locks again" in guard.stderr.readline()
+        bench.runs()
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+
+
+@pytest.mark.peer
+def test_a_paused_command_does_not_run_on_after_another_one(bench: Bench) -> None:
+    """If somebody else has had the disk meanwhile, resuming is refused; it can only be ended."""
+    with bench.guard(action="pause") as guard:
+        assert guard.stderr is not None
+        bench.lose()
+        assert "it is paused" in guard.stderr.readline()
+        await_that(lambda: not bench.joined(), "the daemon has let go of the lockspace", 40)
+        bench.repair()
+        assert call(*bench.arguments(), "true").code == 0
+        stood_at = bench.count
+        guard.send_signal(signal.SIGCONT)
+        assert "was held by somebody else" in guard.stderr.readline()
+        assert bench.count == stood_at
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(20) == 5
+        assert bench.count == stood_at
+
+
+@pytest.mark.peer
+def test_a_lost_lease_restarts_the_command(bench: Bench) -> None:
+    """It is ended, and started anew when the lease is to be had again."""
+    with bench.guard(action="restart") as guard:
+        assert guard.stderr is not None
+        first = bench.pid
+        bench.lose()
+        assert "it is stopped" in guard.stderr.readline()
+        assert "started again" in guard.stderr.readline()
+        assert "not yet" in guard.stderr.readline()
+        bench.repair()
+        await_that(lambda: bench.pid != first, "it is started again", 40)
+        bench.runs()
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(20) == 128 + signal.SIGTERM
+
+
+@pytest.mark.peer
+def test_the_end_of_the_daemon_is_a_loss(bench: Bench) -> None:
+    """Nobody renews the leases any more: the guest is stopped long before others may take over."""
+    with bench.guard() as guard:
+        bench.host.kill_daemon()
+        assert guard.wait(30) == 5
+        assert guard.stderr is not None
+        assert "the lease daemon is gone" in guard.stderr.read()
+
+
+@pytest.mark.peer
+def test_ignoring_is_not_offered_with_leases(bench: Bench) -> None:
+    """The daemon kills what goes on without a lease, so nobody may promise anything else."""
+    done = call(*bench.arguments("--on-lockfailure", "ignore"), "true")
+    refused(done, 2, "does not support the failure action ignore")
