@@ -216,12 +216,14 @@ class Host:
     def _killed(self, use: Use) -> None:
         if use not in self.uses:
             return
+        if use.resource.name in self._busy:
+            # What is under way with its lease is the daemon's, and may be in flight.
+            self.stop_use(use)
+            return
         self.world.driver.drop(use.task)
         if use.task in self.tasks:
             self.tasks.remove(use.task)
         self.stop_use(use)
-        self._busy.discard(use.resource.name)
-        self._tell_use()
 
     def notify(self, task: Task, event: Any) -> None:
         """Take in what a protocol tells."""

@@ -113,6 +113,7 @@ def _use(host: Host, use: Use) -> Protocol[None]:
     if rng.random() >= o.convert:
         return
     oracle, was_shared = host.world.oracle, use.shared
+    host.busy(use.resource, True)
     try:
         if was_shared:
             lease = yield from convert_to_exclusive(use.lease)
@@ -125,7 +126,9 @@ def _use(host: Host, use: Use) -> Protocol[None]:
     except PaxosleaseError as error:
         host.world.trace(host, "not converted", use.resource.name, error)
         oracle.changed(use, was_shared)
+        host.busy(use.resource, False)
         return
+    host.busy(use.resource, False)
     host.member.standing(host.local(host.world.driver.now))
     oracle.converted(use, lease, host.world.driver.now)
     host.world.trace(host, "converted", use.resource.name, use.lver, use.shared)
