@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from paxoslease.engine.processes import Process, Wishes
+from paxoslease.engine.operation import now_us
+from paxoslease.engine.processes import Process, Wishes, send_signal
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -129,7 +129,8 @@ class HeldProcess(Process):
 
     A process that has exited may have left its connection to a child, so its exit does not count;
     signals to it are lost then, and the watchdog is what remains. Its `pidfd` is an eventfd that
-    becomes readable when the client has let go.
+    becomes readable when the client has let go. signals, signalled_us: how many it was sent, and
+    when the last.
     """
 
     def __init__(self, handle: int, pid: int, pidfd: int, wishes: Wishes) -> None:
@@ -137,6 +138,8 @@ class HeldProcess(Process):
         self.pid = pid
         self.wishes = wishes
         self.pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.signals = 0
+        self.signalled_us = 0
         self._target = os.dup(pidfd) if pidfd >= 0 else -1
 
     def let_go(self) -> None:
@@ -146,9 +149,11 @@ class HeldProcess(Process):
     def signal(self, number: int) -> bool:
         if self.wait(0):
             return False
+        self.signals += 1
+        self.signalled_us = now_us()
         try:
             if self._target >= 0:
-                signal.pidfd_send_signal(self._target, number)
+                send_signal(self.pid, self._target, number)
         except ProcessLookupError:
             _log.error("leases_outlive_process pid=%d: somebody has its connection", self.pid)
         except PermissionError as error:
@@ -219,6 +224,9 @@ class Clients:
 
     def __iter__(self) -> Iterator[Client]:
         return iter(sorted(self._all.values(), key=lambda client: client.number))
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._all
 
     def add(self, client: Client) -> None:
         """Add a client."""

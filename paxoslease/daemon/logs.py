@@ -189,11 +189,16 @@ class LogFile:
     `size_max` gets nothing more until somebody has cut it.
     """
 
-    def __init__(self, path: str, size_max: int = FILE_MAX) -> None:
+    def __init__(self, path: str, size_max: int = FILE_MAX, fd: int = -1) -> None:
         self._path = path
         self._size_max = size_max
-        self._fd = -1
-        self._open()
+        self._fd = fd
+        if fd < 0:
+            self._open()
+
+    def fileno(self) -> int:
+        """Return the descriptor of the file."""
+        return self._fd
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -275,6 +280,12 @@ class LogRing(logging.Handler):
         finally:
             self.release()
 
+    def drain(self, timeout_s: float = 1.0) -> None:
+        """Wait until all is written that was logged, for at most so long."""
+        until = time.monotonic() + timeout_s
+        for writer in self._writers:
+            writer.drain(max(0.0, until - time.monotonic()))
+
     def attach(self) -> None:
         """Take in everything that the program logs from now on."""
         logger = logging.getLogger("paxoslease")
@@ -308,13 +319,20 @@ class LogRing(logging.Handler):
         self._writers.append(writer)
         return writer
 
-    def open_file(self, path: str, threshold: int) -> None:
+    @property
+    def file_descriptor(self) -> int:
+        """Return the descriptor of the log file, to be handed over to the next image; or -1."""
+        return self._files[0].fileno() if self._files else -1
+
+    def open_file(self, path: str, threshold: int, fd: int = -1) -> None:
         """Have lines written to a file. To be called before root's rights are given up.
+
+        fd: of the file, where it is open already.
 
         A file that cannot be opened is said once; the daemon runs without it.
         """
         try:
-            file = LogFile(path)
+            file = LogFile(path, fd=fd)
         except OSError as error:
             _log.error("log_not_written to=%s error=%s", path, error.strerror)
             return
@@ -343,8 +361,11 @@ def _to_syslog(line: bytes, priority: int) -> None:
     syslog.syslog(priority, line.decode("utf-8", "replace"))
 
 
-def open_log(options: DaemonOptions, path: str = LOG_FILE) -> LogRing:
-    """Return the log of a daemon, attached; its writers are to be started later."""
+def open_log(options: DaemonOptions, path: str = LOG_FILE, fd: int = -1) -> LogRing:
+    """Return the log of a daemon, attached; its writers are to be started later.
+
+    fd: of the log file, handed over by the image before this one.
+    """
     log = LogRing(utc=options.log_file_utc)
     log.attach()
     if options.foreground:
@@ -353,7 +374,7 @@ def open_log(options: DaemonOptions, path: str = LOG_FILE) -> LogRing:
         syslog.openlog("sanlock", syslog.LOG_PID, syslog.LOG_DAEMON)
         log.add_writer("syslog", options.syslog_priority, _to_syslog)
     if options.log_file_priority > NOTHING:
-        log.open_file(path, options.log_file_priority)
+        log.open_file(path, options.log_file_priority, fd)
     return log
 
 

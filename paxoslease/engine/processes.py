@@ -12,8 +12,8 @@ import select
 import signal
 import subprocess
 import threading
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from paxoslease.errors import ConfigError
 
@@ -31,6 +31,48 @@ class Wishes(NamedTuple):
     killpath_pid: bool = False
     allows_sigterm: bool = True
     allows_sigkill: bool = True
+
+
+class Agent(Protocol):
+    """Somebody with more rights than this process, who does for it what it may not do itself.
+
+    Thread-safe.
+    """
+
+    def signal(self, pid: int, pidfd: int, number: int) -> bool:
+        """Have a signal sent; False when this process must do it. Never blocks."""
+
+    def run(self, command: Sequence[str]) -> int | None:
+        """Have a program run and wait for its end: its exit status, None when it was not asked.
+
+        Raises OSError when it could not be started.
+        """
+
+
+_agents: list[Agent] = []
+
+
+def act_through(agent: Agent | None) -> None:
+    """Have an agent signal processes and run killpaths from now on; None for nobody."""
+    _agents[:] = [] if agent is None else [agent]
+
+
+def send_signal(pid: int, pidfd: int, number: int) -> None:
+    """Send a signal to the process behind a pidfd. Raises ProcessLookupError, PermissionError.
+
+    Of what an agent sends nothing is raised: it logs what went wrong.
+    """
+    if not any(agent.signal(pid, pidfd, number) for agent in _agents):
+        signal.pidfd_send_signal(pidfd, number)
+
+
+def _run(command: list[str]) -> int:
+    """Run a program and wait for its end; returns its exit status. Raises OSError."""
+    for agent in _agents:
+        status = agent.run(command)
+        if status is not None:
+            return status
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
 
 
 class Process:
@@ -57,7 +99,7 @@ class Process:
         if not self.is_alive:
             return False
         try:
-            signal.pidfd_send_signal(self.pidfd, number)
+            send_signal(self.pid, self.pidfd, number)
         except ProcessLookupError:
             return False
         except PermissionError as error:
@@ -77,7 +119,7 @@ class Process:
 
         def run() -> None:
             try:
-                status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+                status = _run(command)
             except OSError as error:
                 _log.error(
                     "killpath_failed pid=%d program=%s error=%s", self.pid, command[0], error

@@ -1,0 +1,273 @@
+"""A small process that stays root when the daemon does not: it signals clients and runs killpaths.
+
+Forked before the daemon starts a thread and before it gives up its identity. It gets requests over
+a socketpair and does nothing else. A signal goes through a pidfd that comes with the request, so it
+reaches the process that registered or nobody. It ends when the daemon does, and outlives whatever
+is sent to the daemon's process group.
+
+If it dies there is no other way to get root's rights back: that is said loudly, and signals are
+sent by the daemon itself from then on, which is enough for clients of its own user.
+
+Requests and answers are single messages of the socketpair, which keeps their borders:
+
+    signal    kind 1, the pid (for the log) and the number; with the pidfd
+    run       kind 2, then the program and its arguments, a NUL behind each; with the write end of
+              a pipe, on which what became of it is told
+    answer    kind, pid, number and errno: of a signal, or of nothing (kind 0) now and then
+
+Source: spec/wire-protocol.md 1 and 16.4.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final, NoReturn
+
+from paxoslease.engine.operation import now_us
+
+_log = logging.getLogger(__name__)
+
+_SIGNAL, _RUN, _ALIVE = 1, 2, 0
+_MESSAGE: Final = struct.Struct("=iiii")
+_OUTCOME: Final = struct.Struct("=ii")  # errno of the start, exit status
+_MESSAGE_MAX: Final = 4096
+_ALIVE_MS: Final = 10_000
+_END_S: Final = 2.0
+_ALLOWED: Final = (signal.SIGTERM, signal.SIGKILL)
+_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
+
+
+class Helper:
+    """The daemon's side. `signal` and `run` may be called by any thread; the rest by the loop's.
+
+    full: how many requests it could not take. answered_us: when it last said anything.
+    """
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self.full = 0
+        self.answered_us = now_us()
+        self._channel = channel
+        self._is_gone = False
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether it is there."""
+        return not self._is_gone
+
+    def fileno(self) -> int:
+        """Return the descriptor on which its answers come: `read_answers` when it is readable."""
+        return self._channel.fileno()
+
+    def signal(self, pid: int, pidfd: int, number: int) -> bool:
+        """Have a signal sent; False when it must be sent without the helper. Never blocks.
+
+        What comes of it is logged when the answer comes.
+        """
+        return self._ask(_MESSAGE.pack(_SIGNAL, pid, number, 0), pidfd)
+
+    def run(self, command: Sequence[str]) -> int | None:
+        """Have a program run, and wait until it ends; returns its exit status. Blocks.
+
+        None when it was not asked, since the helper is gone or full. Raises OSError when the
+        program could not be started, or the helper died before it said whether it was.
+        """
+        words = b"".join(os.fsencode(word) + b"\0" for word in command)
+        read_end, write_end = os.pipe()
+        try:
+            try:
+                is_asked = self._ask(_MESSAGE.pack(_RUN, 0, 0, 0) + words, write_end)
+            finally:
+                os.close(write_end)
+            if not is_asked:
+                return None
+            outcome = os.read(read_end, _OUTCOME.size)
+        finally:
+            os.close(read_end)
+        if len(outcome) < _OUTCOME.size:
+            raise ConnectionError(errno.EPIPE, "the helper did not say what became of it")
+        code, status = _OUTCOME.unpack(outcome)
+        if code:
+            raise OSError(code, os.strerror(code), command[0])
+        return int(status)
+
+    def _ask(self, message: bytes, descriptor: int) -> bool:
+        if self._is_gone or len(message) > _MESSAGE_MAX:
+            return False
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))
+        try:
+            # Not socket.send_fds: it forgets its flags.
+            self._channel.sendmsg([message], [rights], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.full += 1
+            _log.error("helper_full pid=%d", self.pid)
+            return False
+        except OSError as error:
+            self._lose(str(error.strerror))
+            return False
+        return True
+
+    def read_answers(self) -> bool:
+        """Take in what the helper has answered; False when it is gone."""
+        while not self._is_gone:
+            try:
+                answer = self._channel.recv(_MESSAGE.size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except OSError as error:
+                self._lose(str(error.strerror))
+                break
+            if not answer:
+                self._lose("it has ended")
+                break
+            self._take(answer)
+        return False
+
+    def _take(self, answer: bytes) -> None:
+        self.answered_us = now_us()
+        kind, pid, number, code = _MESSAGE.unpack(answer)
+        if kind != _SIGNAL or not code:
+            return
+        if code == errno.ESRCH:
+            _log.error("leases_outlive_process pid=%d: somebody has its connection", pid)
+        else:
+            _log.error("signal_refused pid=%d signal=%d error=%s", pid, number, os.strerror(code))
+
+    def _lose(self, reason: str) -> None:
+        if not self._is_gone:
+            self._is_gone = True
+            _log.critical("helper_gone pid=%d reason=%s", self.pid, reason)
+
+    def close(self) -> None:
+        """End the helper, and wait a little for its end: it does nothing that takes time."""
+        self._is_gone = True
+        self._channel.close()
+        if self.pid <= 0:
+            return
+        with suppress(ChildProcessError), os.fdopen(os.pidfd_open(self.pid), "rb", 0) as handle:
+            if select.select([handle], [], [], _END_S)[0]:
+                os.waitpid(self.pid, 0)
+            else:
+                _log.error("helper_stays pid=%d", self.pid)
+        self.pid = -1
+
+
+def start_helper() -> Helper:
+    """Fork the helper. Only while the process has no threads. Raises OSError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Nothing may end it before it has said what it ignores.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_helper(theirs, mask)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+    return Helper(pid, ours)
+
+
+def _be_helper(channel: socket.socket, mask: Iterable[int]) -> NoReturn:
+    """Serve until the daemon is gone. Never returns into the daemon's code."""
+    status = 1
+    try:
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if os.geteuid() == 0:
+            os.setgroups([])
+        # Whatever the daemon has open is none of this process's business, its own lock least.
+        os.closerange(3, channel.fileno())
+        os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        _serve(channel)
+        status = 0
+    except OSError as error:
+        os.write(2, f"sanlock helper: {error}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _serve(channel: socket.socket) -> None:
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    _answer(channel, _ALIVE, 0, 0, 0)
+    while True:
+        if not poll.poll(_ALIVE_MS):
+            _answer(channel, _ALIVE, 0, 0, 0)
+            continue
+        message, descriptors = _receive(channel)
+        if not message:
+            return
+        try:
+            _do(channel, message, descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """Return a message and what came with it; an empty one when the daemon is gone."""
+    space = socket.CMSG_SPACE(array.array("i").itemsize)
+    message, ancillary, _, _ = channel.recvmsg(_MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(data[: len(data) // 4 * 4])
+    return message, list(descriptors)
+
+
+def _do(channel: socket.socket, message: bytes, descriptors: list[int]) -> None:
+    if len(message) < _MESSAGE.size or len(descriptors) != 1:
+        return
+    kind, pid, number, _ = _MESSAGE.unpack_from(message)
+    if kind == _SIGNAL:
+        _answer(channel, _SIGNAL, pid, number, _send_signal(descriptors[0], number))
+    elif kind == _RUN:
+        words = message[_MESSAGE.size :].split(b"\0")[:-1]
+        if words and os.fork() == 0:
+            _run(channel, words, descriptors[0])
+
+
+def _send_signal(pidfd: int, number: int) -> int:
+    """Send a signal that a client may be sent; returns the errno, 0 for none."""
+    if number not in _ALLOWED:
+        return errno.EPERM
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _answer(channel: socket.socket, *fields: int) -> None:
+    try:
+        channel.send(_MESSAGE.pack(*fields), socket.MSG_DONTWAIT)
+    except OSError:
+        # The daemon does not read, or is gone: the next request is what counts, and comes or not.
+        return
+
+
+def _run(channel: socket.socket, words: list[bytes], report: int) -> NoReturn:
+    """Run a program and tell what became of it, in a process of its own: loading it can hang."""
+    try:
+        channel.close()
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, check=False)
+            outcome = _OUTCOME.pack(0, done.returncode)
+        except OSError as error:
+            outcome = _OUTCOME.pack(error.errno or errno.EIO, 0)
+        os.write(report, outcome)
+    finally:
+        os._exit(0)
