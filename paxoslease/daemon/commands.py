@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
-from paxoslease.daemon import lease_commands, space_commands, storage
+from paxoslease.daemon import indexes, lease_commands, space_commands, storage
 from paxoslease.daemon.clients import Client
 from paxoslease.daemon.connection import Call
 from paxoslease.daemon.lease_commands import BATCH_VERSION
@@ -91,6 +91,7 @@ HANDLERS: Final[dict[Command, Handler]] = {
     **lease_commands.HANDLERS,
     **space_commands.HANDLERS,
     **storage.HANDLERS,
+    **indexes.HANDLERS,
     Command.REGISTER: register,
     Command.RESTRICT: restrict,
     Command.KILLPATH: killpath,

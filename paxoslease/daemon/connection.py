@@ -18,7 +18,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from paxoslease.wire import sanlock as wire
 
@@ -55,11 +55,13 @@ class Connection:
         self.name = b""
         self.command_active = 0
         self.command_last = 0
-        self.partial = bytearray()  # of a request that has not arrived whole
+        self.partial = bytearray()  # the request that is being read or worked on
+        self.unsent = b""  # of a reply
         self.peer_pid, self.peer_uid, self.peer_gid = _credentials(connected)
 
     async def next_call(self) -> Call:
         """Wait for the next request. Raises Dropped at the end of the connection."""
+        await self._send_rest()
         while True:
             header = await self._read_header()
             if not _is_good(header) or self.is_muted:
@@ -71,8 +73,11 @@ class Connection:
                 _log.warning("bad_request peer=%d header=%s", self.peer_pid, header)
                 raise Dropped
             payload = await self._read_payload(header)
-            self.partial.clear()
             return Call(self, header, payload)
+
+    def answered(self) -> None:
+        """Note that the request has been worked on: a restart need not do it again."""
+        self.partial.clear()
 
     async def _read_header(self) -> wire.Header:
         await self._fill(wire.HEADER_BYTES, is_begun=bool(self.partial))
@@ -107,15 +112,35 @@ class Connection:
 
     async def send(self, data: bytes) -> None:
         """Send a reply. Raises Dropped when the client is gone or does not read it."""
-        loop = asyncio.get_running_loop()
+        self.answered()
+        self.unsent = data
+        await self._send_rest()
+
+    async def _send_rest(self) -> None:
         limit_s = None if self.client is not None else PATIENCE_S
-        try:
-            await asyncio.wait_for(loop.sock_sendall(self.socket, data), limit_s)
-        except TimeoutError:
-            _log.warning("client_does_not_read peer=%d", self.peer_pid)
-            raise Dropped from None
-        except OSError:
-            raise Dropped from None
+        while self.unsent:
+            try:
+                sent = self.socket.send(self.unsent, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                try:
+                    await asyncio.wait_for(_writable(self.socket), limit_s)
+                except TimeoutError:
+                    _log.warning("client_does_not_read peer=%d", self.peer_pid)
+                    raise Dropped from None
+            except OSError:
+                raise Dropped from None
+            else:
+                self.unsent = self.unsent[sent:]
+
+    def dump(self) -> dict[str, Any]:
+        """Return what a successor needs to serve it on."""
+        return {
+            "fd": self.socket.fileno(),
+            "number": self.number,
+            "partial": self.partial.hex(),
+            "unsent": self.unsent.hex(),
+            "is_muted": self.is_muted,
+        }
 
     def close(self) -> None:
         """Close the socket, unless it has become an event connection."""
@@ -169,6 +194,17 @@ class Call:
         """Answer with these bytes."""
         self.is_answered = True
         await self.connection.send(data)
+
+
+async def _writable(connected: socket.socket) -> None:
+    """Wait until something can be sent."""
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_writer(connected, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(connected)
 
 
 def _is_good(header: wire.Header) -> bool:

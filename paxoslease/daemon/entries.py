@@ -5,7 +5,7 @@ Source: spec/wire-protocol.md 6.4, 9 and 14.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,9 @@ class Entry:
     for none. killpath, killpath_args, restricted: that client's, as they were then.
     """
 
-    def __init__(self, number: int, space: Space, resource: wire.Resource, client: Client) -> None:
+    def __init__(
+        self, number: int, space: Space, resource: wire.Resource, client: Client | None
+    ) -> None:
         self.number = number
         self.space = space
         self.resource = resource
@@ -58,14 +60,22 @@ class Entry:
         self.phase = Phase.ACQUIRING
         self.tokens: list[Token] = []
         self.holding: Holding | None = None
-        self.pid = 0 if self.shared else client.pid
-        self.killpath = client.killpath
-        self.killpath_args = client.killpath_args
-        self.restricted = client.restricted
+        self.pid = 0
+        self.killpath = b""
+        self.killpath_args = b""
+        self.restricted = wire.RestrictFlag(0)
+        if client is not None:
+            self.take_over(client)
         self.lvb: bytearray | None = None
         self.is_lvb_dirty = False
         self.lver = 0
         self.reused = 0
+
+    def take_over(self, client: Client) -> None:
+        """Note the client that uses it now, as it wants to be told of requests."""
+        self.pid = 0 if self.shared else client.pid
+        self.killpath, self.killpath_args = client.killpath, client.killpath_args
+        self.restricted = client.restricted
 
     @property
     def key(self) -> Key:
@@ -90,6 +100,21 @@ class Entry:
             "lease": lease,
             "doing": doing,
         }
+
+    @classmethod
+    def load(cls, value: Mapping[str, Any], space: Space, resource: wire.Resource) -> Entry:
+        """Return what `dump` told, without its lease and tokens; it is being worked on."""
+        entry = cls(int(value["number"]), space, resource, None)
+        entry.phase = Phase.CONVERTING
+        entry.shared = bool(value["shared"])
+        entry.pid = int(value["pid"])
+        entry.killpath = bytes.fromhex(value["killpath"])
+        entry.killpath_args = bytes.fromhex(value["killpath_args"])
+        entry.restricted = wire.RestrictFlag(value["restricted"])
+        entry.lvb = None if value["lvb"] is None else bytearray.fromhex(value["lvb"])
+        entry.is_lvb_dirty = bool(value["lvb_dirty"])
+        entry.lver = int(value["lver"])
+        return entry
 
     @property
     def owner(self) -> Client | None:

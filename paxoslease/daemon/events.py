@@ -58,6 +58,10 @@ class Listeners:
         listener.setblocking(False)
         self._sockets.append(listener)
 
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the connections."""
+        return [listener.fileno() for listener in self._sockets]
+
     def tidy(self) -> None:
         """Close the connections whose clients have ended them, or said so."""
         for listener in list(self._sockets):

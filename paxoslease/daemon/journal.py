@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,10 +36,11 @@ _LINES_READ_MAX: Final = 1 << 28
 class Journal:
     """The journal of one daemon."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """`known`: what a predecessor noted, to be kept until it is noted anew or dropped."""
         self._path = path
-        self._lines: dict[str, bytes] = {}
-        self._live = 0
+        self._lines = {key: _line(key, value) for key, value in (known or {}).items()}
+        self._live = sum(map(len, self._lines.values()))
         self._written = 0
         self._fd = -1
 
@@ -70,25 +71,25 @@ class Journal:
 
     def client_ended(self, client: Client) -> None:
         """Forget a client."""
-        self._drop(f"c{client.number}")
+        self.drop(f"c{client.number}")
 
     def space_changed(self, space: Space) -> None:
         """Note a joined lockspace as it is now; one that is over is forgotten."""
         key = f"s{space.name.hex()}"
         if space.membership is None or space.is_dead:
-            self._drop(key)
+            self.drop(key)
             return
         try:
             state = space.membership.snapshot(space.outbox.state if space.outbox else None)
         except PaxosleaseError as error:
             _log.info("s%d is not to be continued: %s", space.number, error)
-            self._drop(key)
+            self.drop(key)
             return
         self._put(key, space.dump(dump_membership(state)))
 
     def space_ended(self, space: Space) -> None:
         """Forget a lockspace."""
-        self._drop(f"s{space.name.hex()}")
+        self.drop(f"s{space.name.hex()}")
 
     def entry_changed(self, entry: Entry) -> None:
         """Note a resource that is held, with those who hold it."""
@@ -96,7 +97,7 @@ class Journal:
 
     def entry_ended(self, entry: Entry) -> None:
         """Forget a resource that is not held any more."""
-        self._drop(_key(entry))
+        self.drop(_key(entry))
 
     @contextmanager
     def doing(self, entry: Entry, what: str) -> Iterator[None]:
@@ -121,7 +122,7 @@ class Journal:
     # -- the file --------------------------------------------------------------------------------
 
     def _put(self, key: str, value: dict[str, Any]) -> None:
-        line = json.dumps({"key": key, **value}, separators=(",", ":")).encode() + b"\n"
+        line = _line(key, value)
         old = self._lines.get(key, b"")
         if old == line:
             return
@@ -129,7 +130,8 @@ class Journal:
         self._live += len(line) - len(old)
         self._append(line)
 
-    def _drop(self, key: str) -> None:
+    def drop(self, key: str) -> None:
+        """Forget what is noted under a key."""
         old = self._lines.pop(key, None)
         if old is not None:
             self._live -= len(old)
@@ -198,6 +200,10 @@ def read_journal(path: str) -> dict[str, dict[str, Any]]:
             found[key] = value
     boot = found.pop("boot", {}).get("boot")
     return found if boot == boot_identity() else {}
+
+
+def _line(key: str, value: Mapping[str, Any]) -> bytes:
+    return json.dumps({**value, "key": key}, separators=(",", ":")).encode() + b"\n"
 
 
 def _key(entry: Entry) -> str:

@@ -1,6 +1,9 @@
 """Start a daemon, and end it: the order in which things come up and go down.
 
-Source: spec/wire-protocol.md 1; spec/cli.md 6.
+A daemon that finds a handover in its environment goes on where the image before it stopped; one
+that finds a journal in its run directory where a predecessor crashed.
+
+Source: spec/wire-protocol.md 1; spec/cli.md 6; spec/timing-and-recovery.md 5.
 """
 
 from __future__ import annotations
@@ -9,25 +12,195 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Final
 
-from paxoslease.daemon import commands
-from paxoslease.daemon.journal import Journal
-from paxoslease.daemon.logs import LogRing
+from paxoslease.daemon import commands, handover, indexes, logs, storage
+from paxoslease.daemon.handover import Handover
+from paxoslease.daemon.helper import Helper, start_helper
+from paxoslease.daemon.journal import Journal, read_journal
+from paxoslease.daemon.logs import LogRing, open_log
 from paxoslease.daemon.options import DaemonOptions
-from paxoslease.daemon.server import Daemon
+from paxoslease.daemon.privileges import (
+    Identity,
+    drop_privileges,
+    identity_of,
+    into_background,
+    is_privileged,
+    lock_memory,
+    raise_limits,
+    raise_open_files,
+    set_priority,
+)
+from paxoslease.daemon.restore import Notes, restore
+from paxoslease.daemon.run_directory import (
+    DEFAULT,
+    RunDirectory,
+    StartFailed,
+    open_run_directory,
+    path_of_environment,
+)
+from paxoslease.daemon.server import BACKLOG, Daemon
+from paxoslease.engine.core import engine
+from paxoslease.wire.sanlock import RELEASE
 
 _log = logging.getLogger(__name__)
 
 JOURNAL_NAME: Final = "paxoslease.state"
+RESTART_SIGNAL: Final = signal.SIGUSR2
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NAME_BYTES: Final = 48
+_NOT_STARTED: Final = 1
+
+# A child that shares our memory until it executes something could outlive us for as long as the
+# disk takes from which it is loaded; a successor relies on our I/O being over (protocol/adoption).
+subprocess._USE_VFORK = False  # type: ignore[misc]
+
+
+class Started:
+    """What is there before the loop runs, new or from the image before this one."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        listener: socket.socket,
+        helper: Helper | None,
+        log: LogRing,
+        handed_over: Handover | None,
+    ) -> None:
+        self.directory = directory
+        self.listener = listener
+        self.helper = helper
+        self.log = log
+        self.handed_over = handed_over
+
+    def kept(self) -> dict[str, int]:
+        """Return the descriptors that the next image gets."""
+        kept = {"lock": self.directory.fileno(), "listener": self.listener.fileno()}
+        if self.helper is not None and self.helper.is_alive:
+            kept["helper"] = self.helper.fileno()
+        if self.log.file_descriptor >= 0:
+            kept["log"] = self.log.file_descriptor
+        return kept
 
 
 def run(options: DaemonOptions) -> int:
     """Run a daemon until it is shut down; returns the exit code."""
-    raise NotImplementedError
+    handed_over = handover.receive()
+    is_up: Callable[[], None] | None = None
+    if handed_over is None and not options.foreground:
+        is_up = into_background()
+    log = open_log(options, fd=handed_over.kept.get("log", -1) if handed_over else -1)
+    try:
+        started = _start(options, log, handed_over)
+    except (StartFailed, OSError) as error:
+        # Before the writers run; standard error is the caller's still.
+        print(error, file=sys.stderr, flush=True)
+        log.detach()
+        return _NOT_STARTED
+    log.start_writers()
+    try:
+        asyncio.run(_main(options, started, is_up))
+    finally:
+        if started.helper is not None:
+            started.helper.close()
+        started.directory.close()
+        log.detach()
+    return 0
+
+
+def _start(options: DaemonOptions, log: LogRing, handed_over: Handover | None) -> Started:
+    """Bring up everything that needs the rights we began with. Raises StartFailed, OSError."""
+    path = path_of_environment()
+    identity = identity_of(options.user, options.group)
+    privileged = is_privileged()
+    if handed_over is not None:
+        return _take_over(path, identity, log, handed_over)
+    if path != DEFAULT:
+        _log.info("Using non-standard run directory '%s'", path)
+    if privileged:
+        raise_limits()
+    else:
+        _log.info("Running in unprivileged mode")
+    raise_open_files()
+    directory = open_run_directory(path, identity.uid, identity.gid, is_privileged=privileged)
+    directory.lock()
+    helper = start_helper()
+    listener = directory.listen(BACKLOG)
+    if privileged:
+        drop_privileges(identity)
+    return Started(directory, listener, helper, log, None)
+
+
+def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handover) -> Started:
+    """Take what the image before this one had; it has the identity already."""
+    kept = handed_over.kept
+    directory = RunDirectory(path, identity.uid, identity.gid)
+    directory.take_over(kept["lock"])
+    listener = socket.socket(fileno=kept["listener"])
+    helper = None
+    if "helper" in kept:
+        helper = Helper(handed_over.helper_pid, socket.socket(fileno=kept["helper"]))
+    return Started(directory, listener, helper, log, handed_over)
+
+
+async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> None:
+    journal_path = os.path.join(started.directory.path, JOURNAL_NAME)
+    handed_over = started.handed_over
+    notes: Notes = handed_over.journal if handed_over else read_journal(journal_path)
+    name = os.fsencode(handed_over.host_name) if handed_over else host_name_of(options)
+    journal = Journal(journal_path, notes)
+    journal.begin()
+    engine()  # its threads are to run before priorities are set
+    daemon = Daemon(options, name, journal, started.log)
+    daemon.handle(
+        {
+            **commands.HANDLERS,
+            **storage.HANDLERS,
+            **indexes.HANDLERS,
+            **logs.HANDLERS,
+        }
+    )
+    if started.helper is not None:
+        daemon.use_helper(started.helper)
+    lock_memory(options.mlock_level)
+    if options.high_priority:
+        set_priority()
+    _log.warning(
+        "sanlock daemon started %s host %s (%s)",
+        ".".join(map(str, RELEASE)),
+        os.fsdecode(name),
+        os.uname().nodename,
+    )
+    _catch_signals(daemon, started)
+    if handed_over is not None:
+        daemon.take_connections(handover.connections_of(handed_over))
+    watchdogs = handover.watchdogs_of(handed_over) if handed_over else {}
+    await restore(daemon, notes, daemon.connections, watchdogs)
+    if handed_over is not None:
+        daemon.take_listeners(handed_over.listeners)
+    if is_up is not None:
+        is_up()
+    await daemon.serve(started.listener)
+    journal.close()
+
+
+def _catch_signals(daemon: Daemon, started: Started) -> None:
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, lambda: daemon.ask_shutdown(is_forced=False))
+    restarting: list[asyncio.Task[None]] = []
+
+    def restart() -> None:
+        if not restarting or restarting[-1].done():
+            work = handover.restart(daemon, started.kept())
+            restarting[:] = [asyncio.ensure_future(work)]
+
+    loop.add_signal_handler(RESTART_SIGNAL, restart)
 
 
 def host_name_of(options: DaemonOptions) -> bytes:

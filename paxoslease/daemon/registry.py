@@ -67,6 +67,20 @@ class Registry:
         """Return the entries of a lockspace."""
         return [entry for entry in self._entries.values() if entry.space is space]
 
+    def put_back(self, entry: Entry) -> None:
+        """Take in an entry of a predecessor."""
+        self._numbers = max(self._numbers, entry.number)
+        self._entries[entry.key] = entry
+
+    def give_back(self, entry: Entry, client: Client, number: int, is_persistent: bool) -> None:
+        """Take in a client's hold on such an entry."""
+        self._numbers = max(self._numbers, number)
+        token = Token(number, client, entry, is_persistent)
+        entry.tokens.append(token)
+        client.tokens.append(token)
+        client.tokens.sort(key=lambda held: held.number)
+        client.follow(entry.space)
+
     def _next_number(self) -> int:
         self._numbers += 1
         return self._numbers
@@ -156,9 +170,7 @@ class Registry:
             if not flags & orphan_flags or entry.shared != resource.is_shared:
                 raise Refusal(errno.EUCLEAN)
             entry.phase = Phase.HELD
-            entry.pid = 0 if entry.shared else client.pid
-            entry.killpath, entry.killpath_args = client.killpath, client.killpath_args
-            entry.restricted = client.restricted
+            entry.take_over(client)
         elif flags & wire.AcquireFlag.ORPHAN_ONLY:
             raise Refusal(errno.ENOENT)
         elif not (entry.shared and resource.is_shared):
@@ -202,7 +214,7 @@ class Registry:
             self._remove(entry)
             raise
         if entry.space.is_dead:
-            self._forget(entry)
+            self.forget(entry)
             raise Refusal(errno.ENOSPC)
         entry.phase = Phase.HELD
         token = self._hand_out(client, entry, entry.resource)
@@ -309,7 +321,7 @@ class Registry:
         """
         holding = entry.holding
         if holding is None or entry.space.is_dead:
-            self._forget(entry)
+            self.forget(entry)
             return
         entry.phase = Phase.RELEASING
         with self._journal.doing(entry, "release"):
@@ -331,7 +343,7 @@ class Registry:
                 failure = error
                 refused = await finished(leases.start_release(holding, None, new_name))
         except LeaseLost:
-            self._forget(entry)
+            self.forget(entry)
             return
         except LeaseBusy as error:
             failure = error
@@ -340,7 +352,7 @@ class Registry:
             self.in_background(self._await_gone(entry))
             raise
         except PaxosleaseError:
-            self._forget(entry)
+            self.forget(entry)
             raise
         self._remove(entry)
         if failure is not None or refused is not None:
@@ -352,9 +364,9 @@ class Registry:
             if entry.space.is_dead:
                 break
             await asyncio.sleep(_GONE_POLL_S)
-        self._forget(entry)
+        self.forget(entry)
 
-    def _forget(self, entry: Entry) -> None:
+    def forget(self, entry: Entry) -> None:
         """Drop an entry without a word to the disk."""
         for token in list(entry.tokens):
             self._drop(token)
@@ -371,7 +383,7 @@ class Registry:
                 self._journal.entry_changed(entry)
                 continue
             if entry.space.is_dead:
-                self._forget(entry)
+                self.forget(entry)
             elif token.is_persistent:
                 entry.phase = Phase.ORPHAN
                 self._journal.entry_changed(entry)
@@ -386,7 +398,7 @@ class Registry:
         """
         for entry in self.of_space(space):
             if entry.phase is Phase.ORPHAN and not space.used_by_orphans:
-                self._forget(entry)
+                self.forget(entry)
 
     def release_orphans(self, lockspace: bytes, name: bytes) -> int:
         """Begin to release the orphan of a name, or all of a lockspace; returns how many."""
@@ -441,10 +453,7 @@ class Registry:
         if lease is not None:
             entry.shared, entry.lver = lease.shared, lease.lver
         if not entry.shared:
-            entry.pid = token.client.pid
-            entry.killpath = token.client.killpath
-            entry.killpath_args = token.client.killpath_args
-            entry.restricted = token.client.restricted
+            entry.take_over(token.client)
         self._journal.entry_changed(entry)
 
     async def _write_lvb(self, entry: Entry) -> None:

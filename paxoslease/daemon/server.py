@@ -12,11 +12,12 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from paxoslease.daemon.clients import Client, Clients
 from paxoslease.daemon.connection import Call, Connection, Dropped
 from paxoslease.daemon.events import Attendant, Listeners
+from paxoslease.daemon.helper import Helper
 from paxoslease.daemon.journal import Journal
 from paxoslease.daemon.logs import LogRing
 from paxoslease.daemon.options import DaemonOptions
@@ -34,6 +35,7 @@ BACKLOG: Final = 1024
 FIRST_CLIENT: Final = 2  # slots 0 and 1 are the helper's and the listener's
 _ACCEPT_PAUSE_S: Final = 0.1
 _FAREWELL_S: Final = 1.0
+_END_S: Final = 1.0  # what a request may still take once a restart was asked for
 
 
 class Daemon:
@@ -58,9 +60,11 @@ class Daemon:
         self.spaces.make_listeners = Listeners
         self.connections: dict[int, Connection] = {}
         self.cleared = asyncio.Event()
-        self.helper_pid = -1
+        self.helper: Helper | None = None
         self._handlers: dict[Command, Handler] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._conversations: dict[Connection, asyncio.Task[None]] = {}
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._farewells = 0
         self._shutdown: asyncio.Task[None] | None = None
 
@@ -68,19 +72,76 @@ class Daemon:
         """Set what is done for each command."""
         self._handlers = handlers
 
+    def use_helper(self, helper: Helper) -> None:
+        """Have signals sent and killpaths run by the process that stayed root."""
+        self.helper = helper
+        loop = asyncio.get_running_loop()
+
+        def answered() -> None:
+            if not helper.read_answers():
+                loop.remove_reader(helper)
+
+        loop.add_reader(helper, answered)
+
+    def take_connections(self, connections: dict[int, Connection]) -> None:
+        """Take in the connections of the image before this one; they are served later."""
+        self.connections.update(connections)
+
+    def take_listeners(self, listeners: dict[str, list[int]]) -> None:
+        """Take in its event connections, by lockspace."""
+        for name, descriptors in listeners.items():
+            space = self.spaces.find(bytes.fromhex(name))
+            for descriptor in descriptors:
+                listener = socket.socket(fileno=descriptor)
+                if space is None or space.listeners is None:
+                    listener.close()
+                else:
+                    space.listeners.add(listener)
+
     # -- connections -----------------------------------------------------------------------------
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept clients until the daemon has been shut down."""
         listener.setblocking(False)
-        accepting = asyncio.ensure_future(self._accept(listener))
+        self._listener = listener
+        self.go_on()
         try:
             await self.cleared.wait()
         finally:
-            accepting.cancel()
+            self._stop_accepting()
         deadline = asyncio.get_running_loop().time() + _FAREWELL_S
         while self._farewells and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.01)
+
+    def go_on(self) -> None:
+        """Accept clients and serve those that are there and not served."""
+        if self._accepting is None and self._listener is not None:
+            self._accepting = asyncio.ensure_future(self._accept(self._listener))
+        for connection in list(self.connections.values()):
+            if connection not in self._conversations:
+                self.talk(connection)
+
+    def _stop_accepting(self) -> None:
+        if self._accepting is not None:
+            self._accepting.cancel()
+            self._accepting = None
+
+    async def pause(self) -> None:
+        """Serve nobody until `go_on`: what is under way may end, what waits is cancelled.
+
+        The request of a conversation that was cancelled is kept and will be worked on again.
+        """
+        self._stop_accepting()
+        busy = {task for one, task in self._conversations.items() if one.command_active}
+        idle = set(self._conversations.values()) - busy
+        for task in idle:
+            task.cancel()
+        if busy:
+            _, waiting = await asyncio.wait(busy, timeout=_END_S)
+            for task in waiting:
+                task.cancel()
+        if self._conversations:
+            await asyncio.wait(set(self._conversations.values()))
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -93,39 +154,45 @@ class Daemon:
                 await asyncio.sleep(_ACCEPT_PAUSE_S)
                 continue
             connected.setblocking(False)
-            self.adopt(connected)
+            self.admit(connected)
 
-    def adopt(self, connected: socket.socket) -> Connection:
-        """Serve a connection, new or taken over."""
+    def admit(self, connected: socket.socket) -> Connection:
+        """Serve a new connection."""
         number = FIRST_CLIENT
-        while number in self.connections:
+        while number in self.connections or number in self.clients:
             number += 1
         connection = Connection(number, connected)
         self.connections[number] = connection
-        task = asyncio.ensure_future(self._converse(connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._conversation_ended)
+        self.talk(connection)
         return connection
 
-    def _conversation_ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            _log.critical("internal error in a conversation", exc_info=task.exception())
+    def talk(self, connection: Connection) -> None:
+        """Begin to serve a connection."""
+        task = asyncio.ensure_future(self._converse(connection))
+        self._conversations[connection] = task
+        task.add_done_callback(lambda ended: self._conversation_ended(connection, ended))
+
+    def _conversation_ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
+        del self._conversations[connection]
+        if task.cancelled():
+            return  # paused
+        error = task.exception()
+        if error is not None and not isinstance(error, Dropped):
+            _log.critical("internal error in a conversation", exc_info=error)
+        del self.connections[connection.number]
+        connection.close()
+        if connection.client is not None:
+            self.client_ended(connection.client)
 
     async def _converse(self, connection: Connection) -> None:
-        try:
-            while True:
-                call = await connection.next_call()
-                await self._answer(call)
-                if connection.is_given_away or (call.closes and connection.client is None):
-                    break
-        except Dropped:
-            _log.debug("connection_ended slot=%d pid=%d", connection.number, connection.peer_pid)
-        finally:
-            del self.connections[connection.number]
-            connection.close()
-            if connection.client is not None:
-                self._client_ended(connection.client)
+        while True:
+            call = await connection.next_call()
+            await self._answer(call)
+            connection.answered()
+            if self._accepting is None and not self.cleared.is_set():
+                raise asyncio.CancelledError  # the daemon pauses
+            if connection.is_given_away or (call.closes and connection.client is None):
+                return
 
     async def _answer(self, call: Call) -> None:
         connection = call.connection
@@ -149,7 +216,8 @@ class Daemon:
             connection.command_last = connection.command_active
             connection.command_active = 0
 
-    def _client_ended(self, client: Client) -> None:
+    def client_ended(self, client: Client) -> None:
+        """Note that a client's connection has ended, or the process of one that has none."""
         client.end()
         self.clients.remove(client)
         if not client.is_busy:

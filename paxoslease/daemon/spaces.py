@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Any
 from paxoslease.daemon.bridge import in_thread
 from paxoslease.daemon.options import DaemonOptions
 from paxoslease.daemon.refusal import Refusal, number_of
-from paxoslease.engine.host import Membership, engine, open_membership
+from paxoslease.engine.adoption import resume_membership
+from paxoslease.engine.core import engine
+from paxoslease.engine.host import Membership, open_membership
 from paxoslease.engine.messages import Outbox
 from paxoslease.engine.operation import now_us
+from paxoslease.engine.state import MembershipState
 from paxoslease.engine.watchdog import open_watchdog
+from paxoslease.engine.watchdog_base import Watchdog, WatchdogState
 from paxoslease.errors import PaxosleaseError, StorageError
 from paxoslease.protocol.membership import Failed, Marked, Renewed
 from paxoslease.timing import SECOND_US, Timing, check_timing
@@ -65,6 +69,7 @@ class Space:
         self.used_by_orphans = False
         self.membership: Membership | None = None
         self.outbox: Outbox | None = None
+        self.watchdog: Watchdog | None = None
         self.listeners: Listeners | None = None
         self.index_users = 0
         self.index_is_changing = False
@@ -171,12 +176,15 @@ class Spaces:
             timing = check_timing(Timing(io_timeout, self._options.watchdog_fire_timeout))
         except PaxosleaseError as error:
             raise Refusal(errno.EINVAL) from error
-        self._numbers += 1
-        space = Space(self._numbers, wanted, timing)
+        space = Space(self._next_number(), wanted, timing)
         self._all.append(space)
         _log.info("s%d lockspace %s", space.number, _as_text(wanted))
         space.join_task = self.start(self._join(space))
         return space
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
     async def _join(self, space: Space) -> None:
         try:
@@ -208,10 +216,7 @@ class Spaces:
             membership = await in_thread(self._open, space, asyncio.get_running_loop())
         finally:
             files.drop(path)
-        space.membership = membership
-        space.outbox = Outbox(membership.member.space, membership.member.host_id, space.timing)
-        membership.member.advertise = space.outbox.advertise
-        space.listeners = self.make_listeners(space)
+        self._attach(space, membership)
         try:
             await in_thread(membership.start_join)
         except BaseException:
@@ -226,14 +231,7 @@ class Spaces:
             raise Refusal(-201)
 
     def _open(self, space: Space, loop: asyncio.AbstractEventLoop) -> Membership:
-        wanted, options = space.wanted, self._options
-
-        def on_event(event: Any) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._on_event, space, event)
-
-        kind = options.watchdog if options.use_watchdog else "none"
-        fire_timeout = space.timing.watchdog_fire_timeout
+        wanted = space.wanted
         return open_membership(
             os.fsdecode(wanted.disk.path),
             wanted.disk.offset,
@@ -241,9 +239,59 @@ class Spaces:
             wanted.host_id,
             self._host_name,
             space.timing,
-            open_watchdog(kind, wanted.name, wanted.host_id, fire_timeout),
-            on_event,
+            self._watchdog(space),
+            self._listener(space, loop),
         )
+
+    def _watchdog(self, space: Space) -> Watchdog:
+        kind = self._options.watchdog if self._options.use_watchdog else "none"
+        wanted, fire_timeout = space.wanted, space.timing.watchdog_fire_timeout
+        space.watchdog = open_watchdog(kind, wanted.name, wanted.host_id, fire_timeout)
+        return space.watchdog
+
+    def _listener(self, space: Space, loop: asyncio.AbstractEventLoop) -> Callable[[Any], None]:
+        def on_event(event: Any) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._on_event, space, event)
+
+        return on_event
+
+    def _attach(self, space: Space, membership: Membership) -> Outbox:
+        outbox = Outbox(membership.member.space, membership.member.host_id, space.timing)
+        membership.member.advertise = outbox.advertise
+        space.membership = membership
+        space.outbox = outbox
+        space.listeners = self.make_listeners(space)
+        return outbox
+
+    async def resume(
+        self, wanted: wire.Lockspace, state: MembershipState, claim: WatchdogState | None
+    ) -> Space:
+        """Take in a lockspace of a predecessor, before it is known whether it may be continued.
+
+        Raises BadState, WatchdogError, DiskError, UnsuitableDevice.
+        """
+        space = Space(self._next_number(), wanted, state.timing)
+        watchdog = self._watchdog(space)
+        if claim is not None:
+            watchdog.attach(claim)
+        on_event = self._listener(space, asyncio.get_running_loop())
+        membership = await in_thread(resume_membership, state, watchdog, on_event)
+        outbox = self._attach(space, membership)
+        if state.advertiser is not None:
+            outbox.restore(state.advertiser)
+        self._all.append(space)
+        space.acquired_us = state.renewed_us
+        return space
+
+    def failed(self, space: Space, reason: str, number: int) -> None:
+        """Note that a lockspace is not ours any more; its users are being stopped."""
+        space.stage = Stage.JOINED
+        space.settled.set()
+        if not space.is_dead:
+            space.failure, space.failure_number = reason, number
+            _log.error("s%d failed: %s", space.number, reason)
+            self._die(space)
 
     def _on_event(self, space: Space, event: Any) -> None:
         """Take in what the engine tells of a membership, on the loop's thread."""
@@ -256,10 +304,8 @@ class Spaces:
         elif isinstance(event, Marked):
             self.on_marked(space, event.host_ids)
         elif isinstance(event, Failed) and not space.is_removed:
-            space.failure = event.reason
-            space.failure_number = event.error.code if event.error is not None else 0
-            _log.error("s%d failed: %s", space.number, event.reason)
-            self._die(space)
+            number = event.error.code if event.error is not None else 0
+            self.failed(space, event.reason, number)
 
     # -- leaving ---------------------------------------------------------------------------------
 

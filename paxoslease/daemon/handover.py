@@ -1,0 +1,164 @@
+"""Restarting in place: the process executes its program anew and keeps everything that it holds.
+
+What can end is let end, what waits is cancelled (its request is kept and run again), all I/O comes
+to rest, and then exec replaces the image: same pid, same descriptors, same lock on the pid file.
+The new image finds what it needs in a file in memory, whose descriptor an environment variable
+names. Clients notice a short pause. If anything does not come to rest, or exec fails, the old image
+goes on as if nothing had been asked for.
+
+Between the last renewal of the old image and the first of the new one lie the time to come to rest
+(at most REST_S), the start of the program and one read; M2 counts on from the old one's renewal,
+and the engine refuses what would be too late (protocol/adoption.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from paxoslease.daemon.bridge import in_thread
+from paxoslease.daemon.connection import Connection
+from paxoslease.daemon.spaces import Stage
+from paxoslease.engine.adoption import quiesce, wake
+from paxoslease.engine.watchdog_base import WatchdogState
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.server import Daemon
+
+_log = logging.getLogger(__name__)
+
+VARIABLE: Final = "PAXOSLEASE_HANDOVER"
+REST_S: Final = 2.0
+STEADY_S: Final = 300.0
+
+
+class Handover(NamedTuple):
+    """What an image leaves to the next one.
+
+    kept: descriptors of the caller's, by name. connections, listeners, watchdogs, journal: as
+    their modules dump them.
+    """
+
+    kept: dict[str, int]
+    connections: list[dict[str, Any]]
+    listeners: dict[str, list[int]]
+    watchdogs: dict[str, list[Any]]
+    journal: dict[str, dict[str, Any]]
+    host_name: str
+    helper_pid: int
+
+
+def receive() -> Handover | None:
+    """Return what the image before this one left, None when there was none."""
+    number = os.environ.pop(VARIABLE, None)
+    if number is None:
+        return None
+    with os.fdopen(int(number), "rb") as file:
+        file.seek(0)
+        handover = Handover(**json.load(file))
+    for fd in _descriptors(handover):
+        os.set_inheritable(fd, False)
+    return handover
+
+
+def _descriptors(handover: Handover) -> list[int]:
+    return [
+        *handover.kept.values(),
+        *(one["fd"] for one in handover.connections),
+        *(fd for fds in handover.listeners.values() for fd in fds),
+        *(claim[1] for claim in handover.watchdogs.values() if claim[1] >= 0),
+    ]
+
+
+def connections_of(handover: Handover) -> dict[int, Connection]:
+    """Return the connections that were handed over, by slot."""
+    found: dict[int, Connection] = {}
+    for one in handover.connections:
+        connection = Connection(one["number"], socket.socket(fileno=one["fd"]))
+        connection.partial = bytearray.fromhex(one["partial"])
+        connection.unsent = bytes.fromhex(one["unsent"])
+        connection.is_muted = one["is_muted"]
+        connection.socket.setblocking(False)
+        found[connection.number] = connection
+    return found
+
+
+def watchdogs_of(handover: Handover) -> dict[bytes, WatchdogState]:
+    """Return the claims on watchdogs, by lockspace."""
+    return {
+        bytes.fromhex(name): WatchdogState(*claim) for name, claim in handover.watchdogs.items()
+    }
+
+
+async def restart(daemon: Daemon, kept: Mapping[str, int]) -> None:
+    """Execute the program anew. Returns only when that is called off; then all goes on.
+
+    kept: descriptors that are to be handed over beside the daemon's own.
+    """
+    steady = await _await_steady(daemon)
+    if not steady:
+        _log.error("restart called off: lockspaces are still being joined or left")
+        return
+    await daemon.pause()
+    try:
+        await _execute(daemon, kept)
+    finally:
+        daemon.go_on()
+
+
+async def _await_steady(daemon: Daemon) -> bool:
+    """Wait until no lockspace is being joined or left: these are not to be cut short."""
+    try:
+        async with asyncio.timeout(STEADY_S):
+            while any(s.stage is not Stage.JOINED or s.is_dead for s in daemon.spaces):
+                await daemon.spaces.next_change()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
+    memberships = [s.membership for s in daemon.spaces if s.membership is not None]
+    unrest = await in_thread(quiesce, memberships, REST_S)
+    if unrest:
+        _log.error("restart called off: %s", "; ".join(unrest))
+        return
+    claimed = [space for space in daemon.spaces if space.watchdog is not None]
+    watchdogs: dict[str, list[Any]] = {}
+    try:
+        for space in daemon.spaces:
+            daemon.journal.space_changed(space)
+        for space in claimed:
+            assert space.watchdog is not None
+            watchdogs[space.name.hex()] = list(space.watchdog.detach())
+        handover = Handover(
+            dict(kept),
+            [one.dump() for one in daemon.connections.values()],
+            {s.name.hex(): s.listeners.descriptors() for s in daemon.spaces if s.listeners},
+            watchdogs,
+            daemon.journal.dump(),
+            os.fsdecode(daemon.host_name),
+            daemon.helper.pid if daemon.helper is not None else -1,
+        )
+        for fd in _descriptors(handover):
+            os.set_inheritable(fd, True)
+        file = os.memfd_create("paxoslease-handover", 0)
+        with os.fdopen(file, "wb", closefd=False) as out:
+            out.write(json.dumps(handover._asdict()).encode())
+        os.environ[VARIABLE] = str(file)
+        _log.warning("restarting")
+        daemon.log.drain()
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    except OSError as error:
+        _log.error("restart called off: %s", error)
+        os.environ.pop(VARIABLE, None)
+        for space in claimed:
+            assert space.watchdog is not None
+            space.watchdog.undetach()
+        wake()

@@ -1,0 +1,232 @@
+"""Going on where a predecessor stopped: its clients, lockspaces and leases, from what it noted.
+
+After a re-exec the connections are still there and everybody goes on as if nothing had happened.
+After a crash they are gone: a client whose process still lives keeps its leases, which are released
+when the process ends; when it registers again it finds itself holding them. The leases of
+processes that have died meanwhile are released. What was under way is brought to a known end first
+(protocol/outcome.py), so a lease is either held as noted or not held.
+
+Whether a membership may be continued is for the engine to decide (protocol/adoption.py); if not,
+it counts as failed, and its users are stopped like those of any lockspace that has failed. That is
+why they are attached before it is tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from paxoslease.daemon.bridge import finished, in_thread
+from paxoslease.daemon.clients import Client, start_time
+from paxoslease.daemon.connection import Connection
+from paxoslease.daemon.entries import Entry, Phase
+from paxoslease.daemon.spaces import Space, Stage
+from paxoslease.engine.state import LeaseState, load_lease, load_membership
+from paxoslease.engine.watchdog_base import WatchdogState
+from paxoslease.errors import BadState, PaxosleaseError
+from paxoslease.wire import sanlock as wire
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.server import Daemon
+
+_log = logging.getLogger(__name__)
+
+Notes: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+_PATIENCE_S: Final = 3.0  # clients are served then, whatever the disks do
+
+
+async def restore(
+    daemon: Daemon,
+    notes: Notes,
+    connections: Mapping[int, Connection],
+    watchdogs: Mapping[bytes, WatchdogState],
+) -> None:
+    """Take over what was noted: `notes` by key, as the journal has them.
+
+    connections: those that are still there, by slot. Returns when all lockspaces are known to be
+    good or not, or after a few seconds.
+    """
+    by_number: dict[int, Client] = {}
+    for key, value in notes.items():
+        if key.startswith("c"):
+            client = _client(value, connections)
+            by_number[client.number] = client
+    try:
+        work = [
+            await _restore_space(daemon, value, notes, by_number, watchdogs)
+            for key, value in notes.items()
+            if key.startswith("s")
+        ]
+    except (PaxosleaseError, KeyError, ValueError, TypeError) as error:
+        # Nobody renews for these processes any more, and nobody else would ever stop them.
+        _log.critical("the state of the predecessor is not usable: %s", error)
+        _kill(by_number.values())
+        raise
+    for client in by_number.values():
+        if client.has_ended:
+            daemon.registry.client_ended(client)
+            daemon.journal.client_ended(client)
+        else:
+            daemon.clients.add(client)
+            if client.connection is None:
+                _follow_process(daemon, client)
+            daemon.journal.client_changed(client)
+    for key in [k for k in notes if k.startswith("e")]:
+        if not _is_known(daemon, notes[key]):
+            daemon.journal.drop(key)
+    if work:
+        await asyncio.wait(work, timeout=_PATIENCE_S)
+
+
+def _client(value: Mapping[str, Any], connections: Mapping[int, Connection]) -> Client:
+    connection = connections.get(value["number"])
+    pid = int(value["pid"])
+    client = Client(int(value["number"]), pid, connection)
+    client.name = bytes.fromhex(value["name"])
+    client.restricted = wire.RestrictFlag(value["restricted"])
+    client.killpath = bytes.fromhex(value["killpath"])
+    client.killpath_args = bytes.fromhex(value["killpath_args"])
+    client.killpath_pid = bool(value["killpath_pid"])
+    if connection is not None:
+        connection.client = client
+    elif start_time(pid) != value["started"] or not value["started"]:
+        # Its process has ended, and with it whatever its children had of its connection.
+        client.end()
+    return client
+
+
+def _kill(clients: Any) -> None:
+    for client in clients:
+        if client.pidfd >= 0:
+            _log.critical("process killed: pid %d", client.pid)
+            signal.pidfd_send_signal(client.pidfd, signal.SIGKILL)
+
+
+def _follow_process(daemon: Daemon, client: Client) -> None:
+    """Have a client without a connection end with its process."""
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_reader(client.pidfd)
+        if client.connection is None:
+            daemon.client_ended(client)
+
+    if client.pidfd >= 0:
+        loop.add_reader(client.pidfd, ended)
+    else:
+        daemon.client_ended(client)
+
+
+async def _restore_space(
+    daemon: Daemon,
+    value: Mapping[str, Any],
+    notes: Notes,
+    by_number: Mapping[int, Client],
+    watchdogs: Mapping[bytes, WatchdogState],
+) -> asyncio.Task[Any]:
+    """Attach the users of a lockspace, then begin to find out whether it may be continued."""
+    wanted = wire.parse_lockspace(bytes.fromhex(value["wanted"]))
+    state = load_membership(value["membership"])
+    space = await daemon.spaces.resume(wanted, state, watchdogs.get(wanted.name))
+    space.used = bool(value["used"])
+    space.used_by_orphans = bool(value["used_by_orphans"])
+    unknown: list[tuple[Entry, str, LeaseState | None]] = []
+    for key, noted in notes.items():
+        if key.startswith(f"e{wanted.name.hex()}:"):
+            unknown += await _restore_entry(daemon, space, noted, by_number)
+    return daemon.spaces.start(_go_on(daemon, space, unknown))
+
+
+async def _restore_entry(
+    daemon: Daemon, space: Space, value: Mapping[str, Any], by_number: Mapping[int, Client]
+) -> list[tuple[Entry, str, LeaseState | None]]:
+    """Put a noted resource back; returns it with what was being done to it, if that is unknown."""
+    resource = wire.parse_resource(bytes.fromhex(value["resource"]))
+    lease = None if value["lease"] is None else load_lease(value["lease"])
+    entry = Entry.load(value, space, resource)
+    doing = str(value["doing"])
+    membership = space.membership
+    assert membership is not None
+    if not doing and lease is None:
+        raise BadState("state of a lease", "lease", "a lease that is held", "none")
+    if not doing and lease is not None:
+        entry.holding = await in_thread(membership.leases.restore, lease)
+        entry.phase = Phase.HELD
+    daemon.registry.put_back(entry)
+    for number, token_number, is_persistent in value["tokens"]:
+        client = by_number.get(number)
+        if client is not None:
+            daemon.registry.give_back(entry, client, token_number, is_persistent)
+    if not doing and not entry.tokens:
+        entry.phase = Phase.ORPHAN
+    return [(entry, doing, lease)] if doing else []
+
+
+async def _go_on(
+    daemon: Daemon, space: Space, unknown: list[tuple[Entry, str, LeaseState | None]]
+) -> None:
+    """Continue a membership, then bring to an end what was under way."""
+    membership = space.membership
+    assert membership is not None
+    try:
+        await in_thread(membership.start_join)
+        await in_thread(membership.await_join, None)
+    except PaxosleaseError as error:
+        _log.critical("s%d is not to be continued: %s", space.number, error)
+        daemon.spaces.failed(space, str(error), error.code)
+        return
+    space.stage = Stage.JOINED
+    space.settled.set()
+    daemon.journal.space_changed(space)
+    daemon.spaces.changed()
+    _log.warning("s%d continued, host_id %d", space.number, space.wanted.host_id)
+    await asyncio.gather(*(_settle(daemon, entry, what, lease) for entry, what, lease in unknown))
+
+
+async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | None) -> None:
+    """Find out what became of an operation, and let it count as told or as never begun.
+
+    Nobody was told how it ended. So an acquisition is given up, a release is finished, and a
+    conversion is as the disk says.
+    """
+    membership = entry.space.membership
+    assert membership is not None
+    places = [(os.fsdecode(disk.path), disk.offset) for disk in entry.resource.disks]
+    keep = what == "convert"
+    before = None if what == "acquire" else lease
+    try:
+        holding = await in_thread(
+            lambda: membership.leases.start_settle(
+                entry.resource.name, places, before=before, keep=keep
+            )
+        )
+        assert holding.operation is not None
+        settled = await finished(holding.operation)
+    except PaxosleaseError as error:
+        _log.error("r%d its end is unknown: %s", entry.number, error)
+        daemon.registry.forget(entry)
+        return
+    _log.warning("r%d %s was cut short: %s", entry.number, what, settled.found.value)
+    if settled.lease is None:
+        # For a conversion this means that somebody took the lease: its user must not go on.
+        if keep:
+            _kill([token.client for token in entry.tokens])
+        daemon.registry.forget(entry)
+        return
+    entry.holding = holding
+    entry.shared, entry.lver = settled.lease.shared, settled.lease.lver
+    entry.phase = Phase.HELD
+    daemon.journal.entry_changed(entry)
+    if not any(not token.client.has_ended for token in entry.tokens):
+        for token in list(entry.tokens):
+            daemon.registry.in_background(daemon.registry.release(token))
+
+
+def _is_known(daemon: Daemon, value: Mapping[str, Any]) -> bool:
+    resource = wire.parse_resource(bytes.fromhex(value["resource"]))
+    return daemon.registry.find(resource.lockspace, resource.name) is not None
