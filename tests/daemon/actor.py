@@ -27,9 +27,9 @@ class Actor:
         self._lines.append(Line(self._path))
         return len(self._lines) - 1
 
-    def ask(self, at: int, data: str, limit_s: float) -> list[str]:
+    def ask(self, at: int, data: str, limit_s: float, probes: bool = True) -> list[str]:
         """Send a request and return its outcome."""
-        outcome = self._lines[at].ask(bytes.fromhex(data), limit_s)
+        outcome = self._lines[at].ask(bytes.fromhex(data), limit_s, probes=probes)
         return [outcome.reply.hex(), outcome.end]
 
     def send(self, at: int, data: str) -> None:

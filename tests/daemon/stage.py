@@ -8,7 +8,6 @@ daemon, the two lists of observations are compared by `compare.differences`.
 from __future__ import annotations
 
 import json
-import os
 import re
 import select
 import signal
@@ -168,14 +167,22 @@ class Host:
         """Start a process with one connection, registered unless told otherwise."""
         return Client(self, name, registers)
 
-    def join(self, space: str, host_id: int, path: Path, offset: int = 0) -> None:
-        """Join a lockspace with io_timeout 1, and wait until the host table is there."""
+    def join(
+        self, space: str, host_id: int, path: Path, offset: int = 0, *, is_ready: bool = True
+    ) -> None:
+        """Join a lockspace with io_timeout 1; `is_ready`: wait until the host table is there."""
         place = wire.lockspace(space, host_id, path, offset)
         reply = self.quietly(wire.request(wire.Cmd.ADD_LOCKSPACE, place, data=1))
         if not reply or wire.result(reply) != 0:
             shown = wire.result(reply) if reply else "no answer"
             raise PeerBroken(f"{self.daemon.name} cannot join {space}: {shown}")
-        self.await_hosts(space)
+        if is_ready:
+            self.await_hosts(space)
+
+    def begin_join(self, space: str, host_id: int, path: Path) -> None:
+        """Begin to join a lockspace with io_timeout 1; `await_hosts` sees it done."""
+        place = wire.lockspace(space, host_id, path)
+        self.quietly(wire.request(wire.Cmd.ADD_LOCKSPACE, place, data=1, flags=1))
 
     def await_hosts(self, space: str, count: int = 1, limit_s: float = 15.0) -> None:
         """Wait until the host table shows that many hosts as alive."""
@@ -205,7 +212,10 @@ class Host:
         masks = self.stage.masks
         if line.startswith("    ") and "=" in line:
             return "    " + masks.item(line.strip())
-        line = re.sub(r"\bts [1-9]\d*|\btimestamp [1-9]\d*", "timestamp *", line)
+        line = re.sub(r"\btimestamp [1-9]\d*", "timestamp *", line)
+        line = re.sub(r"\bchecksum 0x[0-9a-f]+", "checksum *", line)
+        # The column of times in `direct dump`.
+        line = re.sub(r" (?!0{10})\d{10} ", " ********** ", line)
         return re.sub(r"\b(p|pid) (\d+)", lambda found: self._named(found), line)
 
     def _named(self, found: re.Match[str]) -> str:
@@ -245,9 +255,8 @@ class Client:
 
     def register(self, at: int = 0) -> None:
         """Register a connection: no reply, but the next answer shows that it was read."""
-        if self._call("ask", at=at, data=wire.request(wire.Cmd.REGISTER).hex(), limit_s=10)[1] != (
-            "open"
-        ):
+        data = wire.request(wire.Cmd.REGISTER).hex()
+        if self._call("ask", at=at, data=data, limit_s=10)[1] != "open":
             raise PeerBroken(f"{self.name} could not register")
 
     def open(self) -> int:
@@ -266,13 +275,13 @@ class Client:
         *,
         at: int = 0,
         limit_s: float = REPLY_S,
+        probes: bool = True,
         differs: Differs | None = None,
     ) -> bytes:
         """Ask on a connection and note the outcome."""
         begin = time.monotonic()
-        outcome = Outcome(
-            *self._outcome(self._call("ask", at=at, data=data.hex(), limit_s=limit_s))
-        )
+        value = self._call("ask", at=at, data=data.hex(), limit_s=limit_s, probes=probes)
+        outcome = Outcome(*self._outcome(value))
         self.host._note(step, data, outcome, time.monotonic() - begin, differs)
         return outcome.reply
 
@@ -309,6 +318,10 @@ class Client:
             return bool(reply) and wire.result(reply) == -3
 
         self.host.stage.until(is_unknown, f"{self.name} is forgotten", limit_s)
+
+    def wait_killed(self, limit_s: float = 20.0) -> None:
+        """Wait until the process has ended, unseen."""
+        self.host.stage.until(lambda: not self.lives(), f"{self.name} ends", limit_s)
 
     def fate(self, step: str, limit_s: float = 20.0) -> None:
         """Note how the process ended, waiting for it."""
@@ -391,13 +404,3 @@ class Python:
         if isinstance(value, list | tuple):
             return "[" + ", ".join(self._shown(item) for item in value) + "]"
         return self._host.stage.masks.text(str(value))
-
-
-def offset_of(area: int) -> int:
-    """Return where an area of 1 MiB begins."""
-    return area * MIB
-
-
-def environment_without(name: str) -> dict[str, str]:
-    """Return our environment without one variable."""
-    return {key: value for key, value in os.environ.items() if key != name}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -11,17 +11,27 @@ import pytest
 
 from tests.daemon.compare import differences
 from tests.daemon.daemons import Kind, require
-from tests.daemon.scripts import membership, storage
+from tests.daemon.scripts import (
+    command,
+    damage,
+    index,
+    killing,
+    leases,
+    membership,
+    modes,
+    pair,
+    storage,
+)
 from tests.daemon.stage import Observation, Stage
 
 pytestmark = pytest.mark.peer
 
 Script = Callable[[Stage], None]
 
-SCRIPTS: Final[dict[str, Script]] = {
-    f"{module.__name__.rpartition('.')[2]}-{script.__name__}": script
-    for module in (storage, membership)
-    for script in module.SCRIPTS
+# Scripts of one act are played at the same time: they wait much and do little.
+ACTS: Final[dict[str, Sequence[Script]]] = {
+    module.__name__.rpartition(".")[2]: module.SCRIPTS
+    for module in (storage, membership, leases, modes, killing, index, pair, damage, command)
 }
 
 
@@ -37,8 +47,6 @@ def play(script: Script, kind: Kind, directory: Path) -> tuple[list[Observation]
 
 def compared(script: Script, one: Kind, two: Kind, directory: Path) -> str:
     """Play a script with two daemons at once and return what differs."""
-    for kind in (one, two):
-        require(kind)
     with ThreadPoolExecutor(2) as pool:
         plays = [
             pool.submit(play, script, kind, directory / f"{kind}{number}")
@@ -49,14 +57,36 @@ def compared(script: Script, one: Kind, two: Kind, directory: Path) -> str:
     return "\n".join(part for part in (failure, other_failure, found) if part)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_ours_answers_as_the_real_one(name: str, tmp_path: Path) -> None:
+def all_compared(scripts: Sequence[Script], one: Kind, two: Kind, directory: Path) -> str:
+    """Play scripts at the same time and return what differs in any of them."""
+    for kind in (one, two):
+        require(kind)
+    with ThreadPoolExecutor(len(scripts)) as pool:
+        plays = {
+            script.__name__: pool.submit(compared, script, one, two, directory / script.__name__)
+            for script in scripts
+        }
+    found = {name: play.result() for name, play in plays.items()}
+    return "\n".join(f"-- {name}:\n{differs}" for name, differs in found.items() if differs)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_ours_answers_as_the_real_one(act: str, tmp_path: Path) -> None:
     """No step shows anything else, except where it is written down why."""
-    assert not (found := compared(SCRIPTS[name], "real", "ours", tmp_path)), f"\n{found}"
+    assert not (found := all_compared(ACTS[act], "real", "ours", tmp_path)), f"\n{found}"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_the_real_one_answers_as_itself(name: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(300)
+def test_ours_waits_as_the_real_one(tmp_path: Path) -> None:
+    """The same for what takes more than a minute."""
+    assert not (found := all_compared(pair.LONG, "real", "ours", tmp_path)), f"\n{found}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("act", [*ACTS, "long"])
+def test_the_real_one_answers_as_itself(act: str, tmp_path: Path) -> None:
     """Nothing that varies from run to run is compared."""
-    assert not (found := compared(SCRIPTS[name], "real", "real", tmp_path)), f"\n{found}"
+    scripts = ACTS.get(act, pair.LONG)
+    assert not (found := all_compared(scripts, "real", "real", tmp_path)), f"\n{found}"

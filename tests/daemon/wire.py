@@ -235,7 +235,16 @@ class Masks:
         {"ci", "fd", "helper_pid", "helper_kill_fd", "helper_last_status", "helper_full_count"}
         | {"monotime", "space_id", "res_id", "token_id", "acquire_last_attempt"}
         | {"acquire_last_success", "renewal_last_attempt", "renewal_last_success", "last_check"}
-        | {"last_live", "last_req", "timestamp", "read_ms", "write_ms", "kill_last", "kill_count"}
+        | {
+            "last_live",
+            "last_req",
+            "reused",
+            "timestamp",
+            "read_ms",
+            "write_ms",
+            "kill_last",
+            "kill_count",
+        }
     )
 
     def __init__(self) -> None:
@@ -372,7 +381,8 @@ def tell(cmd: int, reply: bytes, masks: Masks) -> list[str]:
         shown.append(f"magic {header.magic:#x} version {header.version:#x} cmd {header.cmd}")
     if header.flags or header.seq:
         shown.append(f"flags {header.flags:#x} seq {header.seq}")
-    shown.append(f"length {header.length}")
+    # A text holds a path, and that is longer or shorter with each run.
+    shown.append(f"length {'*' if cmd == Cmd.INQUIRE and header.length > 40 else header.length}")
     return [", ".join(shown), *("  " + line for line in _body(cmd, rest, masks))]
 
 
