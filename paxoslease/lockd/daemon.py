@@ -120,7 +120,7 @@ class Daemon:
         try:
             peer = peer_of(client)
         except OSError as error:
-            _log.error("client_refused reason=%s", error)
+            _log.error("client_unknown error=%s", error)
             client.close()
             return
         if peer.pidfd is None or peer.uid != os.geteuid():

@@ -27,7 +27,7 @@ from paxoslease.lockd.space import LockTable
 _log = logging.getLogger(__name__)
 
 _TRIAL_LIMIT_S: Final = 10.0
-_TRIAL = "import paxoslease.cli.main, paxoslease.lockd.service"
+TRIAL_VARIABLE: Final = "PAXOSLEASE_LOCKD_TRIAL"
 
 
 def serve(settings: Settings, ready: Callable[[Path | None], None]) -> int:
@@ -88,7 +88,8 @@ def _daemon(settings: Settings, table: LockTable, state: dict[str, Any] | None) 
 class _Restart:
     """SIGUSR1: become a new image of the program, after a trial whether there is one.
 
-    A new image that does not start would take all locks with it.
+    A new image that does not start would take all locks with it. The trial is the same command,
+    with a variable in its environment that lets it end when everything is loaded.
     """
 
     def __init__(self, daemon: Daemon, pid_file: PidFile) -> None:
@@ -103,7 +104,10 @@ class _Restart:
         loop = asyncio.get_running_loop()
         try:
             self._trial = subprocess.Popen(
-                [sys.executable, "-c", _TRIAL], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                [sys.executable, *sys.orig_argv[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, TRIAL_VARIABLE: "1"},
             )
         except OSError as error:
             _log.error("restart_failed error=%s", error)
