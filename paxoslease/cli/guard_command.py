@@ -295,14 +295,14 @@ def _acquired_again(plan: _Plan, watch: Watch | None) -> OwnerProcess:
     while True:
         try:
             plan.driver.prepare()
+            if watch is not None:
+                watch.forget()
             process = _acquired(plan, 0)
         except PaxosleaseError as error:
             if str(error) != last:
                 last = str(error)
                 _tell(f"not yet: {last}")
         else:
-            if watch is not None:
-                watch.forget()
             return process
         time.sleep(_RESTART_AGAIN_S)
 

@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import ClassVar, Final, NamedTuple, Self
 from uuid import UUID
 
-from paxoslease.drivers.errors import ActionUnsupported, StateInvalid
+from paxoslease.drivers.errors import ActionUnsupported, LeaseRequired, StateInvalid
 from paxoslease.errors import ConfigError
 
 STATE_BYTES_MAX: Final = 1 << 16
@@ -141,7 +141,10 @@ class Watch(ABC):
         return None
 
     def forget(self) -> None:  # noqa: B027 - a watch may remember nothing
-        """Forget a loss that was told: the owner has its locks again, or is another one."""
+        """Forget a loss that was told, because the locks are about to be acquired again.
+
+        May raise what the driver's acquire raises.
+        """
 
     @abstractmethod
     def fileno(self) -> int:
@@ -343,3 +346,20 @@ def check_resource(resource: Resource) -> None:
     for text in texts:
         if not text or "\0" in text:
             raise ConfigError("resource", f"{text!r} is no path or name")
+
+
+def check_leases(
+    driver: str, resources: Sequence[Resource], automatic: bool, required: bool | None
+) -> None:
+    """Refuse a guest that writes to disks of its own and has no lease, when leases are required.
+
+    automatic: disks have leases without being told. required: None for the opposite of that.
+    Raises LeaseRequired. Source: spec/lock-drivers.md 5.1 and 5.4.
+    """
+    if automatic or required is False:
+        return
+    if any(isinstance(one, ExplicitLease) for one in resources):
+        return
+    bare = tuple(one.path for one in resources if one.mode is Mode.EXCLUSIVE)
+    if bare:
+        raise LeaseRequired(driver, bare)

@@ -32,10 +32,10 @@ from paxoslease.drivers.base import (
     Owner,
     Registration,
     Resource,
+    check_leases,
 )
 from paxoslease.drivers.errors import (
     DaemonUnreachable,
-    LeaseRequired,
     OwnerUnknown,
     ResourceBusy,
     ResourceUnusable,
@@ -201,7 +201,10 @@ class PaxosDriver(Driver):
         state: str | None,
         registration: Registration | None,
     ) -> None:
-        self._check_leases(resources)
+        options = self._options
+        check_leases(
+            self.name, resources, options.auto_disk_leases, options.require_lease_for_disks
+        )
         versions = self._versions(state)
         connection = registration.connection if isinstance(registration, _Registered) else None
         with self._daemon_for(connection) as daemon:
@@ -284,20 +287,6 @@ class PaxosDriver(Driver):
                     raise
 
     # -- from resources to leases --------------------------------------------------------------
-
-    def _check_leases(self, resources: Sequence[Resource]) -> None:
-        """Refuse a guest that writes to disks and has no lease, when leases are required."""
-        options = self._options
-        required = options.require_lease_for_disks
-        if required is None:
-            required = not options.auto_disk_leases
-        if not required or options.auto_disk_leases:
-            return
-        if any(isinstance(one, ExplicitLease) for one in resources):
-            return
-        bare = tuple(one.path for one in resources if one.mode is Mode.EXCLUSIVE)
-        if bare:
-            raise LeaseRequired(self.name, bare)
 
     def _leases(self, resources: Sequence[Resource], maker: Connection | None) -> Iterator[_Wanted]:
         """Yield the leases of resources; with `maker`, lease files that are missing are made."""

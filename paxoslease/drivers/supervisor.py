@@ -182,6 +182,8 @@ class Supervisor:
     def _try_to_resume(self) -> None:
         try:
             self._driver.prepare()
+            if self._watch is not None:
+                self._watch.forget()
             self._driver.acquire(
                 self._owner, self._resources, state=self._state, action=self._action
             )
@@ -190,8 +192,6 @@ class Supervisor:
             return
         self._state = self._driver.inquire(self._owner)
         self.lost = ""
-        if self._watch is not None:
-            self._watch.forget()
         self._phase = _Phase.RUNS
         self._tell("it has its locks again and goes on")
         self._guest.signal_group(signal.SIGCONT)

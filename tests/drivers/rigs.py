@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from paxoslease.drivers.conformance import Rig
 from paxoslease.drivers.registry import open_driver
 from tests.compat.peer import SanlockHost, SanlockMissing, require_sanlock
+from tests.lockd.rig import LockDaemon
 
 
 class FilesRig(Rig):
@@ -71,3 +72,30 @@ def paxos_options(run_directory: Path, leases: Path, host_id: int) -> dict[str, 
         "io_timeout": 1,
         "run_directory": str(run_directory),
     }
+
+
+class FcntlRig(FilesRig):
+    """Two hosts with a lock daemon each, on one file system."""
+
+    driver = "fcntl"
+
+
+LockDaemonMaker = Callable[[Path], AbstractContextManager[LockDaemon]]
+
+
+@contextmanager
+def fcntl_rig(directory: Path, make: LockDaemonMaker, *, indirect: bool) -> Iterator[FcntlRig]:
+    """Give two lock daemons. indirect: files that stand for the disks are locked."""
+    disks = directory / "disks"
+    disks.mkdir()
+    with ExitStack() as stack:
+        options: list[dict[str, Any]] = []
+        for name in ("one", "two"):
+            place = directory / name
+            place.mkdir()
+            daemon = stack.enter_context(make(place))
+            options.append({"socket": str(daemon.path)})
+            if indirect:
+                options[-1]["file_lockspace_dir"] = str(directory / "locks")
+            open_driver("fcntl", **options[-1]).prepare()
+        yield FcntlRig(disks, options)
