@@ -355,6 +355,8 @@ def load_lease(value: object) -> LeaseState:
         own = parse_host_sector(raw.ljust(sizes.sector_size, b"\0"), Where("", 0))
     except BadRecord as error:
         raise fields.bad("own", f"a host sector ({error.field})", raw) from None
+    if own.lver < leader.lver:
+        raise fields.bad("own", f"a host sector of version {leader.lver}", raw)
     shared = fields.flag("shared")
     if shared and own.shared_generation != leader.owner_generation:
         raise fields.bad("own", "a sector that shares the lease", raw)
