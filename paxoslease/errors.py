@@ -100,6 +100,13 @@ class UnsuitableDevice(StorageError):
 
 
 @dataclass(eq=False)
+class IsDirectory(UnsuitableDevice):
+    """A path leads to a directory."""
+
+    number = -21
+
+
+@dataclass(eq=False)
 class DeviceInUse(StorageError):
     """Format refused: the device holds something else."""
 

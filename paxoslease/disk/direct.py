@@ -24,7 +24,7 @@ from struct import Struct, unpack
 from typing import Final, NamedTuple
 
 from paxoslease._aio import ffi, lib
-from paxoslease.errors import DiskError, UnsuitableDevice
+from paxoslease.errors import DiskError, IsDirectory, UnsuitableDevice
 
 HUGE_PAGE_BYTES: Final = 2 << 20
 BATCH: Final = 64
@@ -109,11 +109,9 @@ def open_direct(path: str, *, writable: bool = True) -> DirectFile:
 def _check_kind(path: str, mode: int) -> None:
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         return
-    kind = "neither"
     if stat.S_ISDIR(mode):
-        kind = "a directory"
-    elif stat.S_ISCHR(mode):
-        kind = "a character device"
+        raise IsDirectory(path, 0, "it is a directory, not a block device or a file")
+    kind = "a character device" if stat.S_ISCHR(mode) else "neither"
     raise UnsuitableDevice(path, 0, f"it is {kind}, not a block device or a file")
 
 

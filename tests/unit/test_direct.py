@@ -456,6 +456,14 @@ def test_o_direct_refused() -> None:
         open_direct(path, writable=False)
 
 
+def test_a_directory_has_the_number_of_open(tmp_path: Path) -> None:
+    """What clients of sanlock get for a directory is EISDIR, for another odd file EINVAL."""
+    for path, code in ((tmp_path, -21), (Path("/dev/null"), -22)):
+        with pytest.raises(UnsuitableDevice) as caught:
+            open_direct(str(path))
+        assert caught.value.code == code
+
+
 def test_wait_returns_for_completions_wake_ups_and_times(disk: DirectFile, aio: Aio) -> None:
     """Waiting ends with a completion, when it is woken, or with its time, whichever comes first."""
     wake = os.eventfd(0, os.EFD_NONBLOCK)
