@@ -29,12 +29,12 @@ async def finished(operation: Operation[T]) -> T:
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    operation.on_end(lambda _: _post(loop, ended.set))
+    operation.on_end(lambda _: post(loop, ended.set))
     await ended.wait()
     return operation.result()
 
 
-def _post(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
+def post(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> None:
     """Call on the loop's thread; nothing when the loop is closed, since the daemon has ended."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(function)
@@ -65,9 +65,9 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
             result = function(*args)
         except BaseException as error:
             failure = error
-            _post(loop, lambda: deliver(None, failure))
+            post(loop, lambda: deliver(None, failure))
         else:
-            _post(loop, lambda: deliver(result, None))
+            post(loop, lambda: deliver(result, None))
 
     _running[0] += 1
     threading.Thread(target=run, name="paxoslease-call", daemon=True).start()

@@ -64,8 +64,10 @@ async def _device(disk: wire.Disk) -> AsyncIterator[DirectFile]:
 
 
 async def perform(protocol: Protocol[T], files: Files) -> T:
-    """Run a protocol as a bystander."""
-    return await finished(engine().requests.start(protocol, files))
+    """Run a protocol as a bystander; a time-out is told at once."""
+    operation = engine().requests.start(protocol, files)
+    operation.is_impatient = True
+    return await finished(operation)
 
 
 def sizes_wanted(flags: int, file: DirectFile) -> Sizes:
@@ -89,7 +91,8 @@ def _flags_found(flags: int, leader: Leader) -> int:
     return flags & ~wire.SIZE_FLAGS | (0 if sizes is None else wire.flags_of_sizes(*sizes))
 
 
-def _init_timeout_us(daemon: Daemon) -> int:
+def init_timeout_us(daemon: Daemon) -> int:
+    """Return the time-out of a write that formats."""
     return daemon.options.write_init_io_timeout * SECOND_US
 
 
@@ -110,7 +113,7 @@ async def write_lockspace(daemon: Daemon, call: Call) -> None:
     async with _device(wanted.disk) as file:
         sizes = sizes_wanted(wanted.flags, file)
         space = Lockspace(wanted.name, Area(file.path, wanted.disk.offset, sizes))
-        timeout_us = _init_timeout_us(daemon)
+        timeout_us = init_timeout_us(daemon)
         await perform(
             formatting.overwrite_lockspace(space, io_timeout, timeout_us=timeout_us),
             {file.path: file},
@@ -165,7 +168,7 @@ async def write_resource(daemon: Daemon, call: Call) -> None:
             areas,
             wire.signed(call.header.data),
             clears=bool(call.header.flags & wire.WriteFlag.CLEAR),
-            timeout_us=_init_timeout_us(daemon),
+            timeout_us=init_timeout_us(daemon),
         )
         await perform(protocol, files)
     await call.reply(0)
@@ -258,7 +261,9 @@ def _claim(space: Space, wanted: wire.Resource) -> Claim:
 
 async def _as_member(space: Space, protocol: Protocol[T], files: Files) -> T:
     assert space.membership is not None
-    return await finished(space.membership.start_protocol(protocol, files))
+    operation = space.membership.start_protocol(protocol, files)
+    operation.is_impatient = True
+    return await finished(operation)
 
 
 HANDLERS: Final[dict[Command, Handler]] = {

@@ -57,8 +57,10 @@ from paxoslease.protocol.rindex_content import (
     find,
     first_free,
     list_all,
+    look_at,
     lookup,
     open_index,
+    place_at,
     read_content,
     read_header,
     usable,
@@ -73,8 +75,10 @@ __all__ = [
     "create",
     "delete",
     "list_all",
+    "look_at",
     "lookup",
     "open_index",
+    "overwrite_entry",
     "rebuild",
     "update",
 ]
@@ -226,6 +230,37 @@ def _update(
     return Located(entry, name, offset)
 
 
+def overwrite_entry(
+    index: Index, offset: int, name: bytes = b"", *, until_us: int | None = 0
+) -> Protocol[Located]:
+    """Enter a name for the place at `offset`, whatever is entered there; an empty one removes it.
+
+    The resource is not touched. A host that is no member (host id 0) has no private lease to take:
+    it must know by other means that nobody else changes the index. Raises RindexError (no place of
+    this index -277, the name has another place -17), ConfigError and as create.
+    """
+    lease = None
+    if index.host_id:
+        lease = yield from _open(index, until_us)
+    return (yield from _closing(lease, _overwrite_entry(index, lease, offset, name)))
+
+
+def _overwrite_entry(
+    index: Index, lease: Lease | None, offset: int, name: bytes
+) -> Protocol[Located]:
+    content = yield from read_content(index)
+    record = FREE_ENTRY
+    if name:
+        entry = place_at(index, offset, usable(index, content.max_resources))
+        if cut_name(entry_of(index, content, entry).name) != name:
+            _refuse_duplicate(index, content, name)
+        record = RindexEntry(offset, 0, 0, pad_name(check_name("resource name", name)))
+    else:
+        entry = place_at(index, offset, content.max_resources)
+    yield from _write_entry(index, lease, content, entry, record)
+    return Located(entry, name, offset)
+
+
 class Rebuilt(NamedTuple):
     """What a rebuild found: all resources now in the index, and what is wrong with some.
 
@@ -242,13 +277,16 @@ def rebuild(index: Index, device_bytes: int, *, until_us: int | None = 0) -> Pro
     """Enter what lies in the places of the index, up to the end of the device or file.
 
     device_bytes: its size. A read error ends the rebuild with nothing changed: a place that cannot
-    be read must not look free. Raises as create.
+    be read must not look free. A host that is no member (host id 0) does it without the private
+    lease, as in overwrite_entry. Raises as create.
     """
-    lease = yield from _open(index, until_us)
+    lease = None
+    if index.host_id:
+        lease = yield from _open(index, until_us)
     return (yield from _closing(lease, _rebuild(index, lease, device_bytes)))
 
 
-def _rebuild(index: Index, lease: Lease, device_bytes: int) -> Protocol[Rebuilt]:
+def _rebuild(index: Index, lease: Lease | None, device_bytes: int) -> Protocol[Rebuilt]:
     content = yield from read_content(index)
     fit = (device_bytes - index.place(0).offset) // index.area.sizes.align_size
     count = max(0, min(usable(index, content.max_resources), fit))
@@ -275,9 +313,9 @@ def _rebuild(index: Index, lease: Lease, device_bytes: int) -> Protocol[Rebuilt]
     while index_of_sector < len(changed):
         start = changed[index_of_sector]
         index_of_sector += 1
-        shelf = yield from shelf_life(lease.claim)
+        not_after_us = yield from _not_after(lease)
         yield from _write_sector(
-            index, index.area.offset + start, wanted[start : start + size], shelf.not_after_us
+            index, index.area.offset + start, wanted[start : start + size], not_after_us
         )
     return rebuilt
 
@@ -333,8 +371,8 @@ def _open(index: Index, until_us: int | None) -> Protocol[Lease]:
     return (yield from acquire_waiting(index.lease, until_us))
 
 
-def _closing(lease: Lease, operation: Protocol[_Result]) -> Protocol[_Result]:
-    """Perform an operation under the private lease and give that back, whatever happens.
+def _closing(lease: Lease | None, operation: Protocol[_Result]) -> Protocol[_Result]:
+    """Perform an operation under the private lease, if any, and give that back whatever happens.
 
     Raises ReleaseRefused after an operation that seemed to succeed while the lease was another's.
     """
@@ -344,7 +382,9 @@ def _closing(lease: Lease, operation: Protocol[_Result]) -> Protocol[_Result]:
         result = yield from operation
     except PaxosleaseError as error:
         failure = error
-    refused = yield from release(lease)
+    refused = None
+    if lease is not None:
+        refused = yield from release(lease)
     if failure is not None:
         raise failure
     if refused is not None:
@@ -353,8 +393,16 @@ def _closing(lease: Lease, operation: Protocol[_Result]) -> Protocol[_Result]:
     return result
 
 
+def _not_after(lease: Lease | None) -> Protocol[int | None]:
+    """Return until when may be written what was read under the lease. Raises LockspaceFailed."""
+    if lease is None:
+        return None
+    shelf = yield from shelf_life(lease.claim)
+    return shelf.not_after_us
+
+
 def _write_entry(
-    index: Index, lease: Lease, content: Content, entry: int, record: RindexEntry
+    index: Index, lease: Lease | None, content: Content, entry: int, record: RindexEntry
 ) -> Protocol[None]:
     """Write the sector with an entry, everything else in it as just read under the lease."""
     size = index.area.sector_size
@@ -364,11 +412,13 @@ def _write_entry(
     sector[at - start : at - start + RINDEX_ENTRY_BYTES] = pack_rindex_entry(record)
     data = bytes(sector)
     del sector
-    shelf = yield from shelf_life(lease.claim)
-    yield from _write_sector(index, index.area.offset + start, data, shelf.not_after_us)
+    not_after_us = yield from _not_after(lease)
+    yield from _write_sector(index, index.area.offset + start, data, not_after_us)
 
 
-def _write_sector(index: Index, offset: int, data: bytes, not_after_us: int) -> Protocol[None]:
+def _write_sector(
+    index: Index, offset: int, data: bytes, not_after_us: int | None
+) -> Protocol[None]:
     area = index.area
     yield from _settled(Write(area.path, offset, data, index.timing.io_us, not_after_us))
 

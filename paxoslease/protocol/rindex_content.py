@@ -36,6 +36,7 @@ NO_SUCH = -2
 EXISTS = -17
 INVALID = -22
 FULL = -28
+NO_PLACE = -277
 OTHER_NAME = -278
 
 
@@ -145,6 +146,29 @@ def lookup(index: Index, name: bytes | None = None, offset: int | None = None) -
         reason = f"is at {found.offset}, not at {offset}"
         raise index.refuse(found.name, reason, OTHER_NAME)
     return found
+
+
+def look_at(index: Index, offset: int) -> Protocol[Located]:
+    """Return what the index has for a place; an empty name when that is free.
+
+    Raises RindexError (no place of this index -277), and as lookup.
+    """
+    content = yield from read_content(index)
+    entry = place_at(index, offset, content.max_resources)
+    if entry_of(index, content, entry).is_free:
+        return Located(entry, b"", offset)
+    return _located(index, content, entry)
+
+
+def place_at(index: Index, offset: int, count: int) -> int:
+    """Return the number of the entry, below `count`, for the area at an offset.
+
+    Raises RindexError (-277).
+    """
+    entry = index.entry_at(offset)
+    if entry is None or entry >= count:
+        raise index.refuse(b"", f"offset {offset} is no place of this index", NO_PLACE)
+    return entry
 
 
 def list_all(index: Index) -> Protocol[tuple[Located, ...]]:
