@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from paxoslease.daemon.bridge import in_thread
 from paxoslease.daemon.options import DaemonOptions
 from paxoslease.daemon.refusal import Refusal, number_of
+from paxoslease.daemon.renewals import Renewals
 from paxoslease.engine.adoption import resume_membership
 from paxoslease.engine.core import engine
 from paxoslease.engine.host import Membership, open_membership
@@ -29,7 +30,7 @@ from paxoslease.engine.state import MembershipState
 from paxoslease.engine.watchdog import open_watchdog
 from paxoslease.engine.watchdog_base import Watchdog, WatchdogState
 from paxoslease.errors import PaxosleaseError, StorageError
-from paxoslease.protocol.membership import Failed, Marked, Renewed
+from paxoslease.protocol.membership import Failed, Joined, Marked, Renewed
 from paxoslease.timing import SECOND_US, Timing, check_timing
 from paxoslease.wire import sanlock as wire
 
@@ -56,7 +57,9 @@ class Space:
     gone. used, used_by_orphans: what keeps it from being cleared besides leases.
     """
 
-    def __init__(self, number: int, wanted: wire.Lockspace, timing: Timing) -> None:
+    def __init__(
+        self, number: int, wanted: wire.Lockspace, timing: Timing, renewals: Renewals
+    ) -> None:
         self.number = number
         self.wanted = wanted
         self.timing = timing
@@ -78,9 +81,8 @@ class Space:
         self.join_number = 0
         self.join_task: asyncio.Task[None] | None = None
         self.is_aborted = False
-        self.acquired_us = 0
-        self.attempted_us = 0
-        self.renewal_number = 0
+        self.renewals = renewals
+        self.requested_us: dict[int, int] = {}  # when a host last wanted us to look, by its id
 
     @property
     def name(self) -> bytes:
@@ -176,11 +178,14 @@ class Spaces:
             timing = check_timing(Timing(io_timeout, self._options.watchdog_fire_timeout))
         except PaxosleaseError as error:
             raise Refusal(errno.EINVAL) from error
-        space = Space(self._next_number(), wanted, timing)
+        space = Space(self._next_number(), wanted, timing, self._renewals())
         self._all.append(space)
         _log.info("s%d lockspace %s", space.number, _as_text(wanted))
         space.join_task = self.start(self._join(space))
         return space
+
+    def _renewals(self) -> Renewals:
+        return Renewals(self._options.renewal_history_size)
 
     def _next_number(self) -> int:
         self._numbers += 1
@@ -188,7 +193,6 @@ class Spaces:
 
     async def _join(self, space: Space) -> None:
         try:
-            space.attempted_us = now_us()
             await self._acquire(space)
         except (PaxosleaseError, Refusal) as error:
             space.join_number = number_of(error)
@@ -197,7 +201,6 @@ class Spaces:
             _log.error("s%d join failed %d: %s", space.number, space.join_number, error)
             self._end(space)
         else:
-            space.acquired_us = now_us()
             space.stage = Stage.JOINED
             self._journal.space_changed(space)
             _log.info("s%d joined host_id %d", space.number, space.wanted.host_id)
@@ -271,7 +274,7 @@ class Spaces:
 
         Raises BadState, WatchdogError, DiskError, UnsuitableDevice.
         """
-        space = Space(self._next_number(), wanted, state.timing)
+        space = Space(self._next_number(), wanted, state.timing, self._renewals())
         watchdog = self._watchdog(space)
         if claim is not None:
             watchdog.attach(claim)
@@ -281,7 +284,7 @@ class Spaces:
         if state.advertiser is not None:
             outbox.restore(state.advertiser)
         self._all.append(space)
-        space.acquired_us = state.renewed_us
+        space.renewals.acquired(state.renewed_us)
         return space
 
     def failed(self, space: Space, reason: str, number: int) -> None:
@@ -295,13 +298,15 @@ class Spaces:
 
     def _on_event(self, space: Space, event: Any) -> None:
         """Take in what the engine tells of a membership, on the loop's thread."""
-        if isinstance(event, Renewed):
-            space.attempted_us = now_us()
-            space.renewal_number = 1 if event.error is None else event.error.code
+        if isinstance(event, Joined):
+            space.renewals.acquired(event.held.renewed_us)
+        elif isinstance(event, Renewed):
+            space.renewals.renewed(event, now_us())
             if space.stage is Stage.JOINED:
                 self._journal.space_changed(space)
             self.changed()
         elif isinstance(event, Marked):
+            space.requested_us.update(dict.fromkeys(event.host_ids, now_us()))
             self.on_marked(space, event.host_ids)
         elif isinstance(event, Failed) and not space.is_removed:
             number = event.error.code if event.error is not None else 0
@@ -363,7 +368,8 @@ class Spaces:
         # What is under way with a lease ends by itself when the membership is left.
         entries = self.registry.of_space(space)
         is_held = any(entry.tokens for entry in entries)
-        return is_held or space.used or (space.used_by_orphans and bool(entries))
+        is_needed = space.used or space.index_is_changing
+        return is_held or is_needed or (space.used_by_orphans and bool(entries))
 
     def set_config(self, space: Space, config: int) -> None:
         """Note whether a lockspace is used by others than its leases' holders. Raises Refusal."""
@@ -379,7 +385,7 @@ class Spaces:
         else:
             raise Refusal(errno.EINVAL)
         if space.membership is not None:
-            space.membership.set_used(space.used)
+            space.membership.set_used(space.used or space.index_is_changing)
         self.changed()
 
     def _end(self, space: Space) -> None:
