@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from paxoslease.engine.operation import now_us
@@ -138,6 +138,7 @@ class HeldProcess(Process):
         self.pid = pid
         self.wishes = wishes
         self.pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.has_run_killpath = False
         self.signals = 0
         self.signalled_us = 0
         self._target = os.dup(pidfd) if pidfd >= 0 else -1
@@ -161,6 +162,10 @@ class HeldProcess(Process):
         else:
             _log.warning("process_signalled pid=%d signal=%d", self.pid, number)
         return True
+
+    def run_killpath(self, failed: Callable[[], None]) -> bool:
+        self.has_run_killpath = super().run_killpath(failed)
+        return self.has_run_killpath
 
     def close(self) -> None:
         if self._target >= 0:

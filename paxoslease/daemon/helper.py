@@ -44,7 +44,14 @@ _MESSAGE_MAX: Final = 4096
 _ALIVE_MS: Final = 10_000
 _END_S: Final = 2.0
 _ALLOWED: Final = (signal.SIGTERM, signal.SIGKILL)
-_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD)
+_IGNORED: Final = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGPIPE,
+    signal.SIGCHLD,
+)
 
 
 class Helper:

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from typing import Final
 
-from paxoslease.daemon import commands, handover, indexes, logs, storage
+from paxoslease.daemon import commands, handover, indexes, logs, status, storage
 from paxoslease.daemon.handover import Handover
 from paxoslease.daemon.helper import Helper, start_helper
 from paxoslease.daemon.journal import Journal, read_journal
@@ -69,12 +69,14 @@ class Started:
         directory: RunDirectory,
         listener: socket.socket,
         helper: Helper | None,
+        identity: Identity,
         log: LogRing,
         handed_over: Handover | None,
     ) -> None:
         self.directory = directory
         self.listener = listener
         self.helper = helper
+        self.identity = identity
         self.log = log
         self.handed_over = handed_over
 
@@ -90,6 +92,8 @@ class Started:
 
 def run(options: DaemonOptions) -> int:
     """Run a daemon until it is shut down; returns the exit code."""
+    # A client that hangs up is an error of one call, also where the program was started like C's.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     handed_over = handover.receive()
     is_up: Callable[[], None] | None = None
     if handed_over is None and not options.foreground:
@@ -133,7 +137,7 @@ def _start(options: DaemonOptions, log: LogRing, handed_over: Handover | None) -
     listener = directory.listen(BACKLOG)
     if privileged:
         drop_privileges(identity)
-    return Started(directory, listener, helper, log, None)
+    return Started(directory, listener, helper, identity, log, None)
 
 
 def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handover) -> Started:
@@ -145,7 +149,7 @@ def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handove
     helper = None
     if "helper" in kept:
         helper = Helper(handed_over.helper_pid, socket.socket(fileno=kept["helper"]))
-    return Started(directory, listener, helper, log, handed_over)
+    return Started(directory, listener, helper, identity, log, handed_over)
 
 
 async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> None:
@@ -157,12 +161,14 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     journal.begin()
     engine()  # its threads are to run before priorities are set
     daemon = Daemon(options, name, journal, started.log)
+    daemon.identity = started.identity
     daemon.handle(
         {
             **commands.HANDLERS,
             **storage.HANDLERS,
             **indexes.HANDLERS,
             **logs.HANDLERS,
+            **status.HANDLERS,
         }
     )
     if started.helper is not None:

@@ -21,9 +21,11 @@ from paxoslease.daemon.helper import Helper
 from paxoslease.daemon.journal import Journal
 from paxoslease.daemon.logs import LogRing
 from paxoslease.daemon.options import DaemonOptions
+from paxoslease.daemon.privileges import Identity
 from paxoslease.daemon.refusal import Refusal, number_of
 from paxoslease.daemon.registry import Registry
 from paxoslease.daemon.spaces import Spaces
+from paxoslease.engine.processes import act_through
 from paxoslease.errors import PaxosleaseError
 from paxoslease.wire.sanlock import Command
 
@@ -61,6 +63,7 @@ class Daemon:
         self.connections: dict[int, Connection] = {}
         self.cleared = asyncio.Event()
         self.helper: Helper | None = None
+        self.identity = Identity("root", 0, 0)
         self._handlers: dict[Command, Handler] = {}
         self._conversations: dict[Connection, asyncio.Task[None]] = {}
         self._listener: socket.socket | None = None
@@ -72,9 +75,15 @@ class Daemon:
         """Set what is done for each command."""
         self._handlers = handlers
 
+    @property
+    def listener_fd(self) -> int:
+        """Return the descriptor that clients connect to, -1 while there is none."""
+        return -1 if self._listener is None else self._listener.fileno()
+
     def use_helper(self, helper: Helper) -> None:
         """Have signals sent and killpaths run by the process that stayed root."""
         self.helper = helper
+        act_through(helper)
         loop = asyncio.get_running_loop()
 
         def answered() -> None:
@@ -196,7 +205,8 @@ class Daemon:
 
     async def _answer(self, call: Call) -> None:
         connection = call.connection
-        connection.name = name_of(call.command)
+        if call.command not in _UNNAMED:
+            connection.name = name_of(call.command)
         connection.command_active = call.header.command
         call.closes = call.command in CLOSING
         try:
@@ -277,6 +287,18 @@ _NAMED: Final = CLOSING | {
     Command.INQ_LOCKSPACE,
     Command.REM_LOCKSPACE,
 }
+_UNNAMED: Final = frozenset(
+    (
+        Command.REGISTER,
+        Command.RESTRICT,
+        Command.VERSION,
+        Command.ACQUIRE,
+        Command.RELEASE,
+        Command.INQUIRE,
+        Command.CONVERT,
+        Command.KILLPATH,
+    )
+)
 
 
 def name_of(command: Command) -> bytes:
