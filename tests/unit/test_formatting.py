@@ -9,7 +9,14 @@ import pytest
 
 from paxoslease.disk import areas
 from paxoslease.disk.layout import LEGAL_SIZES, SIZES_512, Area, Sizes
-from paxoslease.disk.records import Where, parse_delta, parse_paxos, unpack_leader
+from paxoslease.disk.records import (
+    CLEARED_MAGIC,
+    Where,
+    parse_delta,
+    parse_paxos,
+    unpack_leader,
+    unpack_rindex_header,
+)
 from paxoslease.errors import BadRecord, ConfigError, DiskError
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.effects import Protocol, Write
@@ -18,9 +25,13 @@ from paxoslease.protocol.formatting import (
     format_index,
     format_lockspace,
     format_resource,
+    overwrite_index,
+    overwrite_lockspace,
+    overwrite_resource,
 )
 from tests.unit.drive import Desk
 
+MIB = 1 << 20
 ALL_SIZES = [Sizes(*pair) for pair in LEGAL_SIZES]
 
 
@@ -119,3 +130,37 @@ def test_bad_arguments_write_nothing(protocol: Protocol[None]) -> None:
     with pytest.raises(ConfigError):
         desk.run(protocol)
     assert desk.log == []
+
+
+def test_overwriting_takes_any_values() -> None:
+    """What clients of a daemon ask for is written as they name it: no name, an odd offset."""
+    desk = Desk()
+    desk.disk("/d", 4 * MIB)[:] = b"\xee" * (4 * MIB)
+    area = Area("/d", MIB + 512, SIZES_512)
+    desk.run(overwrite_lockspace(Lockspace(b"", area), 40000, timeout_us=7))
+    leader = parse_delta(desk.disks["/d"][area.offset :][:512], Where("/d", 0), b"")
+    assert leader.io_timeout == 40000
+    desk.run(overwrite_resource(b"", b"", (area,), -1, timeout_us=7))
+    made = parse_paxos(desk.disks["/d"][area.offset :][:512], Where("/d", 0), b"", b"")
+    assert made.num_hosts == 2000
+    desk.run(overwrite_resource(b"", b"", (area,), clears=True, timeout_us=7))
+    assert unpack_leader(desk.disks["/d"][area.offset :]).magic == CLEARED_MAGIC
+    desk.run(overwrite_index(b"", area, 3, timeout_us=7))
+    assert unpack_rindex_header(desk.disks["/d"][area.offset :]).max_resources == 3
+    assert {effect.timeout_us for effect in desk.log if isinstance(effect, Write)} == {7}
+    assert desk.disks["/d"][: area.offset] == b"\xee" * area.offset
+    assert desk.disks["/d"][area.offset + 2 * MIB :] == b"\xee" * (MIB - 512)
+
+
+def test_disks_are_overwritten_in_turn() -> None:
+    """Of several disks the ones behind the first that fails are left as they are."""
+    desk = Desk()
+    areas_of_disks = tuple(Area(f"/d{i}", 0, SIZES_512) for i in range(3))
+    for area in areas_of_disks:
+        desk.disk(area.path, MIB)
+    desk.fail = lambda effect: (
+        DiskError("/d1", 0, "write", 5, "EIO") if getattr(effect, "path", "") == "/d1" else None
+    )
+    with pytest.raises(DiskError):
+        desk.run(overwrite_resource(b"ls", b"r", areas_of_disks))
+    assert [any(desk.disks[area.path]) for area in areas_of_disks] == [True, False, False]

@@ -228,6 +228,46 @@ def test_update() -> None:
     assert unpack_leader(desk.disks["/d"][offset:]).lver == 0
 
 
+@pytest.mark.parametrize("host_id", [0, 1])
+def test_overwriting_entries(host_id: int) -> None:
+    """A name is entered over another and taken away again, with the private lease or without."""
+    desk = desk_with_index()
+    desk.run(rindex.create(INDEX, b"a"))
+    place, free = START + 2 * MIB, START + 3 * MIB
+    lver = private_lease(desk)[0].lver
+    resource = bytes(desk.disks["/d"][place : place + MIB])
+    index = INDEX._replace(host_id=host_id)
+    assert desk.run(rindex.overwrite_entry(index, place, b"b")) == Located(0, b"b", place)
+    assert desk.run(rindex.overwrite_entry(index, place, b"b")) == Located(0, b"b", place)
+    assert names(desk) == [b"b"]
+    with pytest.raises(RindexError) as caught:
+        desk.run(rindex.overwrite_entry(index, free, b"b"))
+    assert caught.value.code == -17
+    for outside in (START, place + 512, START + 6000 * MIB):
+        for name in (b"", b"c"):
+            with pytest.raises(RindexError) as caught:
+                desk.run(rindex.overwrite_entry(index, outside, name))
+            assert caught.value.code == -277
+    desk.run(rindex.overwrite_entry(index, place))
+    assert names(desk) == []
+    assert desk.disks["/d"][place : place + MIB] == resource
+    leader, _ = private_lease(desk)
+    assert (leader.is_free, leader.lver > lver) == (True, bool(host_id))
+
+
+def test_looking_at_places() -> None:
+    """A place is shown as the index has it, free or not; what is none is refused."""
+    desk = desk_with_index(max_resources=2)
+    made = desk.run(rindex.create(INDEX, b"a"))
+    assert desk.run(rindex.look_at(INDEX, made.offset)) == made
+    free = made.offset + MIB
+    assert desk.run(rindex.look_at(INDEX, free)) == Located(1, b"", free)
+    for outside in (START, START + MIB, made.offset + 1, free + MIB, 1 << 41, 1 << 63):
+        with pytest.raises(RindexError) as caught:
+            desk.run(rindex.look_at(INDEX, outside))
+        assert caught.value.code == -277
+
+
 def test_lookups_that_fail() -> None:
     """Each way of not finding something has sanlock's number."""
     desk = desk_with_index()
@@ -273,14 +313,15 @@ def test_the_header_is_checked_again_under_the_lease() -> None:
     assert private_lease(desk)[0].is_free
 
 
-def test_only_members_change_an_index() -> None:
-    """Without a host id only lookups work."""
+def test_only_members_create_and_delete() -> None:
+    """Without a host id there is no private lease, under which alone resources come and go."""
     desk = desk_with_index()
     guest = desk.run(rindex.open_index(SPACE, "/d", START, Timing()))
     assert guest.area == INDEX.area
     assert desk.run(rindex.lookup(guest)).entry == 0
-    with pytest.raises(ConfigError):
-        desk.run(rindex.create(guest, b"a"))
+    for protocol in (rindex.create(guest, b"a"), rindex.delete(guest, b"a")):
+        with pytest.raises(ConfigError):
+            desk.run(protocol)
 
 
 def test_a_slow_entry_write_is_waited_for() -> None:
@@ -369,6 +410,17 @@ def test_rebuild() -> None:
     ]
     assert writes_in(desk, CONTENT) == [(512, 512)]
     assert tuple(desk.run(rindex.list_all(INDEX))) == rebuilt.resources
+
+
+def test_rebuild_by_nobody() -> None:
+    """A host that is no member rebuilds the same, and leaves the private lease alone."""
+    desk = desk_with_index()
+    for name in (b"a", b"b"):
+        desk.run(rindex.create(INDEX, name))
+    before = bytes(desk.disks["/d"])
+    desk.disks["/d"][START + 512 : START + 1024] = bytes(512)
+    desk.run(rindex.rebuild(INDEX._replace(host_id=0), len(before)))
+    assert desk.disks["/d"] == before
 
 
 def test_rebuild_reports_what_is_wrong() -> None:
