@@ -39,6 +39,13 @@ def differences(
     return "\n".join(found)
 
 
+def shown_difference(
+    step: str, one: str, lines: tuple[str, ...], two: str, others: tuple[str, ...]
+) -> str:
+    """Return what differs between two observations, empty when nothing does."""
+    return "\n".join(_diff(step, one, lines, two, others))
+
+
 def _diff(
     step: str, one: str, lines: tuple[str, ...], two: str, others: tuple[str, ...]
 ) -> list[str]:

@@ -163,9 +163,9 @@ class Host:
         told = wire.tell(wire.parse_header(data).cmd, outcome.reply, self.stage.masks)
         self.stage.see(step, [*told, f"then {outcome.end}"], took_s, differs)
 
-    def client(self, name: str, *, registers: bool = True) -> Client:
-        """Start a process with one connection, registered unless told otherwise."""
-        return Client(self, name, registers)
+    def client(self, name: str, *, opens: bool = True) -> Client:
+        """Start a process with one connection that is registered; without `opens`, with none."""
+        return Client(self, name, opens)
 
     def join(
         self, space: str, host_id: int, path: Path, offset: int = 0, *, is_ready: bool = True
@@ -237,7 +237,7 @@ class Host:
 class Client:
     """A process with connections of its own, which the daemon may kill."""
 
-    def __init__(self, host: Host, name: str, registers: bool) -> None:
+    def __init__(self, host: Host, name: str, opens: bool) -> None:
         self.host = host
         self.name = name
         self._process = subprocess.Popen(
@@ -249,9 +249,8 @@ class Client:
         self.pid = self._process.pid
         host.stage.keep(self.end)
         host.stage.masks.add_pid(self.pid, f"<{name}>")
-        self._call("open")
-        if registers:
-            self.register()
+        if opens:
+            self.register(self.open())
 
     def register(self, at: int = 0) -> None:
         """Register a connection: no reply, but the next answer shows that it was read."""
@@ -285,10 +284,12 @@ class Client:
         self.host._note(step, data, outcome, time.monotonic() - begin, differs)
         return outcome.reply
 
-    def quietly(self, data: bytes, *, at: int = 0, limit_s: float = REPLY_S) -> bytes:
+    def quietly(
+        self, data: bytes, *, at: int = 0, limit_s: float = REPLY_S, probes: bool = True
+    ) -> bytes:
         """Ask on a connection without taking a note."""
-        reply: bytes = self._outcome(self._call("ask", at=at, data=data.hex(), limit_s=limit_s))[0]
-        return reply
+        value = self._call("ask", at=at, data=data.hex(), limit_s=limit_s, probes=probes)
+        return self._outcome(value)[0]
 
     def send(self, data: bytes, *, at: int = 0) -> None:
         """Send bytes and do not wait."""
