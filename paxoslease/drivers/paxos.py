@@ -61,6 +61,7 @@ _OWNER_NAME_BYTES: Final = 47
 _NAME_BYTES: Final = 47
 _PATH_BYTES: Final = 1023
 
+_NO_ANSWER = (channel.DaemonUnreachable, channel.DaemonBroken, channel.DaemonSilent)
 _ESRCH: Final = -3
 _EEXIST: Final = -17
 _EINPROGRESS: Final = -115
@@ -232,9 +233,9 @@ class PaxosDriver(Driver):
         name = os.fsencode(owner.name)[:_OWNER_NAME_BYTES]
         try:
             daemon.acquire(leases, pid=pid, flags=AcquireFlag.OWNER_NOWAIT, owner_name=name)
+        except _NO_ANSWER:
+            raise
         except channel.DaemonError as error:
-            if type(error) is not channel.DaemonError:
-                raise
             if error.result in _GONE:
                 raise OwnerUnknown(self.name, owner.pid) from None
             if error.result == _OUTDATED:

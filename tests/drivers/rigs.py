@@ -38,9 +38,15 @@ class NopRig(FilesRig):
 
 
 class PaxosRig(FilesRig):
-    """Two hosts with automatic leases in one directory."""
+    """Two hosts with automatic leases in one directory. peers: their daemons."""
 
     driver = "paxos"
+
+    def __init__(
+        self, directory: Path, hosts: list[dict[str, Any]], peers: list[SanlockHost]
+    ) -> None:
+        super().__init__(directory, hosts)
+        self.peers = peers
 
 
 @contextmanager
@@ -60,7 +66,7 @@ def sanlock_rig(directory: Path) -> Iterator[PaxosRig]:
         ]
         for each in options:
             open_driver("paxos", **each).prepare()
-        yield PaxosRig(disks, options)
+        yield PaxosRig(disks, options, hosts)
 
 
 def paxos_options(run_directory: Path, leases: Path, host_id: int) -> dict[str, Any]:
