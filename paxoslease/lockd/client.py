@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -81,6 +82,8 @@ class LockConnection:
     ) -> None:
         self.path = Path(path) if path is not None else default_places().socket
         self._serial = 0
+        self._timeout_s = timeout_s
+        self._deadline_s = 0.0  # of the call under way
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         try:
@@ -160,7 +163,9 @@ class LockConnection:
     def _call(self, call: Call) -> None:
         serial, self._serial = self._serial, (self._serial + 1) % _SERIAL_END
         expected = Header(PROGRAM, VERSION, call.procedure, MessageType.REPLY, serial, Status.OK)
+        self._deadline_s = time.monotonic() + self._timeout_s
         try:
+            self._socket.settimeout(self._timeout_s)
             self._socket.sendall(pack_call(call, serial))
             message = self._reply(expected)
             is_done = parse_header(message).status == Status.OK
@@ -201,6 +206,10 @@ class LockConnection:
     def _exactly(self, count: int) -> bytes:
         data = bytearray()
         while len(data) < count:
+            left_s = self._deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left_s)
             piece = self._socket.recv(count - len(data))
             if not piece:
                 raise ConnectionResetError(errno.ECONNRESET, "hung up")
