@@ -27,6 +27,21 @@ if TYPE_CHECKING:
     from paxoslease.api import (
         join_many as join_many,
     )
+    from paxoslease.channel import (
+        AcquireFailed as AcquireFailed,
+    )
+    from paxoslease.channel import (
+        DaemonError as DaemonError,
+    )
+    from paxoslease.channel import (
+        DaemonUnreachable as DaemonUnreachable,
+    )
+    from paxoslease.client import (
+        Connection as Connection,
+    )
+    from paxoslease.client import (
+        connect as connect,
+    )
     from paxoslease.engine.format import (
         format_index as format_index,
     )
@@ -205,6 +220,15 @@ _HOMES = {
     "paxoslease.engine.index": (
         "IndexEntry",
         "lookup",
+    ),
+    "paxoslease.channel": (
+        "AcquireFailed",
+        "DaemonError",
+        "DaemonUnreachable",
+    ),
+    "paxoslease.client": (
+        "Connection",
+        "connect",
     ),
     "paxoslease.errors": (
         "AdoptionRefused",

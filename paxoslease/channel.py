@@ -77,6 +77,19 @@ class DaemonSilent(DaemonError):
         return f"{self.command}: no answer within {self.timeout_s} s"
 
 
+@dataclass(eq=False)
+class AcquireFailed(DaemonError):
+    """Leases were not to be had, none of them; `resource` is the first that failed, if known."""
+
+    resource: wire.Resource | None
+
+    def __str__(self) -> str:
+        if self.resource is None:
+            return super().__str__()
+        names = f"{os.fsdecode(self.resource.lockspace)}:{os.fsdecode(self.resource.name)}"
+        return f"{super().__str__()}, for {names}"
+
+
 class Record(NamedTuple):
     """One record of a status stream; `subject` is there for lockspaces and resources."""
 
@@ -179,19 +192,36 @@ class Channel:
         if header.result < 0:
             raise DaemonError(self.name, header.result)
 
-    def ask(self, payload: bytes = b"", *, data: int = 0, data2: int = 0, flags: int = 0) -> Header:
+    def ask(
+        self,
+        payload: bytes = b"",
+        *,
+        data: int = 0,
+        data2: int = 0,
+        flags: int = 0,
+        version: int = wire.PROTOCOL_VERSION,
+    ) -> Header:
         """Send the command and receive the header of its answer, refusals included.
 
         data2: for some commands a pid, or SELF. The length stated is the true one; what the
         library states for some commands is not, and no daemon looks at it.
         """
-        self.tell(payload, data=data, data2=data2, flags=flags)
+        self.tell(payload, data=data, data2=data2, flags=flags, version=version)
         return self.header()
 
-    def tell(self, payload: bytes = b"", *, data: int = 0, data2: int = 0, flags: int = 0) -> None:
+    def tell(
+        self,
+        payload: bytes = b"",
+        *,
+        data: int = 0,
+        data2: int = 0,
+        flags: int = 0,
+        version: int = wire.PROTOCOL_VERSION,
+    ) -> None:
         """Send the command."""
         length = wire.HEADER_BYTES + len(payload)
-        self.send(wire.pack_header(Header(self.command, flags, length, data, data2)) + payload)
+        header = Header(self.command, flags, length, data, data2, version=version)
+        self.send(wire.pack_header(header) + payload)
 
     def extra(self, header: Header) -> bytes:
         """Receive what follows a header by its own account."""

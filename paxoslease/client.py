@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
+from paxoslease.channel import AcquireFailed as AcquireFailed
 from paxoslease.channel import (
     Channel,
     DaemonBroken,
@@ -90,6 +91,17 @@ def socket_path(run_directory: str | None = None) -> str:
     return f"{directory}/{SOCKET_NAME}"
 
 
+def connect(run_directory: str | None = None, *, timeout_s: float | None = None) -> Connection:
+    """Return a connection to the lease daemon. Raises DaemonUnreachable when there is none.
+
+    run_directory: default $SANLOCK_RUN_DIR, or /run/sanlock. timeout_s: for each command; None
+    waits as long as it takes.
+    """
+    connection = Connection(run_directory, timeout_s=timeout_s)
+    connection.version()
+    return connection
+
+
 class Connection:
     """A client of the daemon in a run directory.
 
@@ -102,6 +114,8 @@ class Connection:
         self.path = socket_path(run_directory)
         self.timeout_s = timeout_s
         self._own: Channel | None = None
+
+        self._protocol: int | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -275,11 +289,29 @@ class Connection:
         """Acquire leases, all or none of them, for this client or a registered pid.
 
         A resource's flags and lver say how, see ResourceFlag and AcquireFlag. The owner name is
-        shown in the status of the daemon.
+        shown in the status of the daemon. More than eight at once, up to 1024, need a daemon of
+        paxoslease: sanlock's refuses them (-7). Raises AcquireFailed, which names the resource that
+        was not to be had; sanlock's daemon does not tell which.
         """
         packed = b"".join(wire.pack_resource(one, with_disks=True) for one in resources)
         payload = packed + wire.pack_options(owner_name)
-        self._do_for(Command.ACQUIRE, payload, pid, data=len(resources), flags=flags)
+        count = len(resources)
+        version = self.protocol if count > 1 else wire.PROTOCOL_VERSION
+        if count > wire.RESOURCES_MAX and version < wire.BATCH_VERSION:
+            raise DaemonError("acquire", -7)
+        with self._for(Command.ACQUIRE, pid) as channel:
+            header = channel.ask(payload, data=count, data2=pid, flags=flags, version=version)
+            if header.result < 0:
+                which = resources[header.data2 - 1] if 0 < header.data2 <= count else None
+                raise AcquireFailed("acquire", header.result, which)
+
+    @property
+    def protocol(self) -> int:
+        """Return the version of the protocol that the daemon speaks: BATCH_VERSION is ours."""
+        if self._protocol is None:
+            with self._alone(Command.VERSION) as channel:
+                self._protocol = channel.ask(version=wire.BATCH_VERSION).version
+        return self._protocol
 
     def release(self, resources: Sequence[Resource], *, pid: int = SELF) -> None:
         """Release leases; those of a list that are not held (-1) do not keep the others."""

@@ -29,6 +29,10 @@ _COMMANDS = (
     "demo_command",
     "simulate_command",
     "explain_command",
+    "daemon_command",
+    "control_commands",
+    "lockspace_commands",
+    "lease_commands",
     "lockd_command",
 )
 

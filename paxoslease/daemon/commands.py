@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from paxoslease.daemon import indexes, lease_commands, space_commands, storage
 from paxoslease.daemon.clients import Client
 from paxoslease.daemon.connection import Call
-from paxoslease.daemon.lease_commands import BATCH_VERSION
 from paxoslease.daemon.refusal import Refusal
 from paxoslease.wire import sanlock as wire
 from paxoslease.wire.sanlock import Command
@@ -60,7 +59,9 @@ async def killpath(daemon: Daemon, call: Call) -> None:
 
 async def version(daemon: Daemon, call: Call) -> None:
     """VERSION: of the daemon and of the protocol; asked with a newer header, of the newer one."""
-    minor = BATCH_VERSION if call.header.version == BATCH_VERSION else wire.PROTOCOL_VERSION
+    minor = (
+        wire.BATCH_VERSION if call.header.version == wire.BATCH_VERSION else wire.PROTOCOL_VERSION
+    )
     header = wire.Header(
         Command.VERSION, data2=wire.RELEASE_NUMBER, version=minor, length=wire.HEADER_BYTES
     )

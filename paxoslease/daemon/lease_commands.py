@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Final
 from paxoslease.daemon.clients import Client
 from paxoslease.daemon.connection import Call
 from paxoslease.daemon.entries import Entry, Phase, Token
-from paxoslease.daemon.refusal import Refusal
+from paxoslease.daemon.refusal import Refusal, number_of
+from paxoslease.daemon.registry import AcquireFailed
 from paxoslease.daemon.spaces import Stage
 from paxoslease.wire import sanlock as wire
 from paxoslease.wire.sanlock import Command
 
 if TYPE_CHECKING:
     from paxoslease.daemon.server import Daemon, Handler
-
-BATCH_VERSION: Final = 2  # of a header whose sender may acquire more than eight at once
 
 
 class Target:
@@ -59,14 +58,21 @@ async def acquire(daemon: Daemon, call: Call) -> None:
     """ACQUIRE: all of the resources, or none."""
     count = call.header.data
     with Target(daemon, call) as client:
-        if count > wire.RESOURCES_MAX and call.header.version < BATCH_VERSION:
+        if count > wire.RESOURCES_MAX and call.header.version < wire.BATCH_VERSION:
             raise Refusal(errno.E2BIG)
         resources, rest = wire.parse_resources(call.payload, count)
         client.name = wire.parse_options(rest[: wire.OPTIONS_BYTES])
         flags = wire.AcquireFlag(call.header.flags & 0xF)
-        await daemon.registry.acquire_all(client, resources, flags)
-        daemon.journal.client_changed(client)
-    await call.reply(0)
+        try:
+            await daemon.registry.acquire_all(client, resources, flags)
+        except AcquireFailed as failed:
+            # The number of the resource that failed is told to those who ask in our version.
+            which = failed.index + 1 if call.header.version == wire.BATCH_VERSION else 0
+            result = number_of(failed.reason)
+        else:
+            result = which = 0
+            daemon.journal.client_changed(client)
+    await call.reply(result, which)
 
 
 async def release(daemon: Daemon, call: Call) -> None:

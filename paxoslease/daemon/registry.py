@@ -46,6 +46,15 @@ _OWNER_POLL_US: Final = 2_000_000
 _GONE_POLL_S: Final = 0.2
 
 
+class AcquireFailed(Exception):
+    """Nothing was acquired: the resource number `index` was not to be had, for this `reason`."""
+
+    def __init__(self, index: int, reason: BaseException) -> None:
+        super().__init__(index, reason)
+        self.index = index
+        self.reason = reason
+
+
 class Registry:
     """All entries. Belongs to the loop's thread."""
 
@@ -90,7 +99,7 @@ class Registry:
     async def acquire_all(
         self, client: Client, resources: Sequence[wire.Resource], flags: wire.AcquireFlag
     ) -> None:
-        """Acquire all of these, or none. Raises Refusal, PaxosleaseError: of the first that failed.
+        """Acquire all of these, or none. Raises AcquireFailed for the first that failed.
 
         Their I/O is in flight together. None is begun behind one that is refused at once.
         """
@@ -118,7 +127,8 @@ class Registry:
         if failures:
             for token in tokens:
                 await self._undo(token)
-            raise failures[0]
+            first = next((i for i, error in enumerate(errors) if error is not None), len(begun))
+            raise AcquireFailed(first, failures[0])
         # In the order of the request, in which they are told, not in that of their ends.
         client.tokens = [t for t in client.tokens if t not in tokens] + tokens
 

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 MAGIC: Final = 0x04282010
 PROTOCOL_VERSION: Final = 0x00000001
+BATCH_VERSION: Final = 0x00000002  # ours: more than eight resources in an ACQUIRE
 RELEASE: Final = (3, 8, 5)
 RELEASE_NUMBER: Final = RELEASE[0] << 24 | RELEASE[1] << 16 | RELEASE[2] << 8
 SELF: Final = 0xFFFFFFFF

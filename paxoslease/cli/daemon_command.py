@@ -1,0 +1,116 @@
+"""`paxoslease daemon`: run the lease daemon, set up by a TOML file or by options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from paxoslease.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paxoslease.daemon.options import DaemonOptions
+
+CONFIG: Final = "/etc/paxoslease/daemon.toml"
+
+# Key of the file, field of DaemonOptions, what it may be.
+_KEYS: Final[dict[str, tuple[str, type]]] = {
+    "host_name": ("host_name", str),
+    "user": ("user", str),
+    "group": ("group", str),
+    "watchdog": ("watchdog", str),
+    "watchdog_fire_timeout": ("watchdog_fire_timeout", int),
+    "io_timeout": ("io_timeout", int),
+    "kill_grace": ("grace_s", int),
+    "high_priority": ("high_priority", bool),
+    "lock_memory": ("mlock_level", int),
+    "renewal_history": ("renewal_history_size", int),
+    "log_file_priority": ("log_file_priority", int),
+    "syslog_priority": ("syslog_priority", int),
+    "log_utc": ("log_file_utc", bool),
+}
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add `daemon`."""
+    parser = commands.add_parser(
+        "daemon",
+        help="run the lease daemon in the foreground",
+        description="Run the lease daemon, behind sanlock's socket, in the foreground. SIGTERM "
+        "ends it when it has no lockspace; SIGUSR2 has it execute its program anew with everything "
+        "kept. `paxoslease-sanlock daemon` is the same with sanlock's own command line.",
+        epilog="keys of the file, each also an option: " + ", ".join(_KEYS),
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help=f"settings in TOML (default: {CONFIG}, if it is there)"
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="where the socket is (default: $SANLOCK_RUN_DIR, or /run/sanlock)",
+    )
+    parser.add_argument("--host-name", metavar="NAME", help="default: random, new at each start")
+    parser.add_argument("--watchdog", metavar="WHAT", help="'wdmd' (default), a device, or 'none'")
+    parser.add_argument("--io-timeout", type=int, metavar="S", help="default: 10")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of the file, with a value as TOML writes it",
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    if arguments.run_dir:
+        os.environ["SANLOCK_RUN_DIR"] = arguments.run_dir
+    # Under our own command the daemon runs as whoever starts it, unless it is told a user.
+    if not options.user and not options.group:
+        os.environ.setdefault("SANLOCK_PRIVILEGED", "0")
+    from paxoslease.daemon.main import run
+
+    return run(options)
+
+
+def _options(arguments: argparse.Namespace) -> DaemonOptions:
+    import tomllib
+
+    from paxoslease.daemon.options import DaemonOptions
+
+    options = replace(DaemonOptions(), foreground=True)
+    path = arguments.config or CONFIG
+    try:
+        with open(path, "rb") as file:
+            settings = tomllib.load(file)
+    except FileNotFoundError:
+        if arguments.config:
+            raise ConfigError("--config", f"there is no file {path}") from None
+        settings = {}
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(path, str(error)) from error
+    for setting in arguments.set:
+        try:
+            settings.update(tomllib.loads(setting))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError("--set", f"'{setting}': {error}") from error
+    for key in ("host_name", "watchdog", "io_timeout"):
+        if getattr(arguments, key) is not None:
+            settings[key] = getattr(arguments, key)
+    for key, value in settings.items():
+        options = _set(options, key, value)
+    return options
+
+
+def _set(options: DaemonOptions, key: str, value: object) -> DaemonOptions:
+    if key not in _KEYS:
+        raise ConfigError(key, f"is no setting; there are {', '.join(_KEYS)}")
+    field, kind = _KEYS[key]
+    if type(value) is not kind:
+        raise ConfigError(key, f"{value!r} is not of type {kind.__name__}")
+    if key == "watchdog":
+        return replace(options, watchdog=str(value), use_watchdog=value != "none")
+    values: dict[str, Any] = {field: value}
+    return replace(options, **values)
