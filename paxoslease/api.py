@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 from paxoslease.disk.layout import check_name
 from paxoslease.engine import index
-from paxoslease.engine.host import Membership, microseconds, open_membership
+from paxoslease.engine.host import Membership, open_membership
 from paxoslease.engine.leases import Holding, Lost
-from paxoslease.engine.operation import now_us
+from paxoslease.engine.operation import microseconds, now_us
 from paxoslease.engine.processes import Wishes
 from paxoslease.engine.watchdog import open_watchdog
 from paxoslease.errors import ConfigError

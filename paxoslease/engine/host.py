@@ -21,8 +21,8 @@ from paxoslease.disk.direct import DirectFile
 from paxoslease.engine.core import Engine
 from paxoslease.engine.core import engine as engine
 from paxoslease.engine.leases import Leases
-from paxoslease.engine.operation import Context, Operation, now_us
-from paxoslease.engine.processes import Process, Processes, Wishes
+from paxoslease.engine.operation import Context, Operation, StillArmed, now_us
+from paxoslease.engine.processes import Process, Processes, Wishes, as_registered
 from paxoslease.engine.state import MembershipState, membership_state
 from paxoslease.engine.watchdog_base import Watchdog
 from paxoslease.errors import (
@@ -86,6 +86,7 @@ class Membership(Context):
         self._pet_lock = threading.Lock()  # held over a message to the watchdog, never over a disk
         self._is_disarmed = False
         self._is_used_otherwise = False
+        self._has_file = True
 
     # -- effects, on a runner's thread -----------------------------------------------------------
 
@@ -172,14 +173,14 @@ class Membership(Context):
             self.lockspace,
             0 if held is None else held.renewed_us,
             self.member.timing,
-            tuple(_as_registered(process) for process in processes),
+            tuple(as_registered(process) for process in processes),
             is_forced=is_forced,
         )
         self._recovery = recovery.Recovery(ladder)
         self._recovery.tell(recovery.Used(self._is_used and not is_forced))
         for process in processes:
             self._watch(process)
-        context = _Forced(self) if is_forced else self
+        context = StillArmed(self) if is_forced else self
         self._recovering = self.engine.guards.start(recovery.recover(self._recovery), {}, context)
         self._recovering.on_end(self._recovered)
 
@@ -251,8 +252,10 @@ class Membership(Context):
             elif not self._watchdog.is_connected:
                 reason = "the predecessor's claim was not handed over; it resets this host"
                 raise WatchdogError(self.lockspace, reason)
-        except BaseException:
+        except BaseException as error:
             self.engine.leave(self.member)
+            if self._legacy is not None:
+                self._refused(error)
             raise
         if self._legacy is None:
             life = live(self.member)
@@ -279,9 +282,13 @@ class Membership(Context):
         Returns at once. A join that had written its record goes on for the time that it needs to
         find out whether it may free it (`await_abandoned`).
         """
-        if self._life is None:
+        if self._legacy is not None and self.member.held is None:
+            # Somebody uses its leases, or did; that has to end before anything is given up.
+            self._refused(Cancelled())
+            self.leave(None)
+        elif self._life is None:
             self._watchdog.close()
-            self.engine.files.drop(self.file.path)
+            self._drop_file()
         elif self._joined.is_set() and self._join_error is None:
             self.leave(None)
         else:
@@ -300,7 +307,7 @@ class Membership(Context):
 
     def _life_ended(self, life: Operation[None]) -> None:
         self.engine.leave(self.member)
-        self.engine.files.drop(self.file.path)
+        self._drop_file()
         error = life.exception()
         if not self._joined.is_set():
             self._join_error = error or Cancelled()
@@ -316,8 +323,8 @@ class Membership(Context):
     def _refused(self, error: BaseException) -> None:
         """Stop what uses the leases of a membership that could not be gone on with."""
         failed = Failed(str(error), error if isinstance(error, PaxosleaseError) else None)
-        self.member.fail(*failed)
-        self.engine.guards.post(lambda: self._fail(failed))
+        if self.member.fail(*failed):
+            self.engine.guards.post(lambda: self._fail(failed))
 
     def snapshot(self, advertiser: Advertiser | None = None) -> MembershipState:
         """Return what a successor needs to go on with this membership; does no I/O.
@@ -355,6 +362,7 @@ class Membership(Context):
         def left_s() -> float | None:
             return None if until_us is None else max(0.0, (until_us - now_us()) / SECOND_US)
 
+        self._sync_guards(left_s)
         self._stop_processes(left_s)
         for name, operation in self.leases.close():
             error = operation.exception(left_s())
@@ -363,14 +371,22 @@ class Membership(Context):
                     "release_failed lockspace=%r lease=%r error=%s", self.lockspace, name, error
                 )
         self.member.leave()
-        assert self._life is not None
-        self._life.cancel()
-        while not self._life_is_over(left_s):
-            continue
+        if self._life is not None:
+            self._life.cancel()
+            while not self._life_is_over(left_s):
+                continue
         if self._guard is not None:
             self._guard.cancel()
         self._await_recovery(left_s)
         self._watchdog.close()
+        if self._life is None:
+            self._drop_file()
+
+    def _drop_file(self) -> None:
+        """Give the lockspace's file back, once."""
+        if self._has_file:
+            self._has_file = False
+            self.engine.files.drop(self.file.path)
 
     def _life_is_over(self, left_s: Callable[[], float | None]) -> bool:
         """Wait a little for the end of the life; a life that has failed may hang in a write."""
@@ -396,12 +412,16 @@ class Membership(Context):
             if not process.wait(left_s()):
                 raise TimeoutError(f"process {process.pid} does not end")
 
-    def _await_recovery(self, left_s: Callable[[], float | None]) -> None:
-        """Wait for a recovery that is on; it ends by disarming the watchdog."""
+    def _sync_guards(self, left_s: Callable[[], float | None]) -> None:
+        """Wait until the guard thread has done what it was asked for."""
         settled = threading.Event()
         self.engine.guards.post(settled.set)
         if not settled.wait(left_s()):
             raise TimeoutError
+
+    def _await_recovery(self, left_s: Callable[[], float | None]) -> None:
+        """Wait for a recovery that is on; it ends by disarming the watchdog."""
+        self._sync_guards(left_s)
         if self._recovering is not None:
             self._recovering.exception(left_s())
 
@@ -436,28 +456,6 @@ class Membership(Context):
         self.engine.guards.post(end)
 
 
-class _Forced(Context):
-    """The context in which processes are killed before a lockspace is left: it stays armed."""
-
-    def __init__(self, membership: Membership) -> None:
-        self.lockspace = membership.lockspace
-        self.signal = membership.signal  # type: ignore[method-assign]
-        self.killpath = membership.killpath  # type: ignore[method-assign]
-
-    def pet(self, effect: PetWatchdog) -> None:
-        return
-
-
-def _as_registered(process: Process) -> recovery.Process:
-    wishes = process.wishes
-    return recovery.Process(
-        process.handle,
-        recovery.Killpath.READY if wishes.killpath else recovery.Killpath.NONE,
-        wishes.allows_sigterm,
-        wishes.allows_sigkill,
-    )
-
-
 def open_membership(
     path: str,
     offset: int,
@@ -489,8 +487,3 @@ def open_membership(
     except BaseException:
         owner.files.drop(path)
         raise
-
-
-def microseconds(duration_s: float | None) -> int | None:
-    """Return a duration in us; None stays None (no limit)."""
-    return None if duration_s is None else int(duration_s * SECOND_US)

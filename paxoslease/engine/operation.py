@@ -20,6 +20,7 @@ from paxoslease.protocol.effects import (
     Signal,
     Standing,
 )
+from paxoslease.timing import SECOND_US
 
 if TYPE_CHECKING:
     from paxoslease.engine.runner import Runner
@@ -31,6 +32,11 @@ _log = logging.getLogger(__name__)
 def now_us() -> int:
     """Return the time of the effect Now: microseconds of CLOCK_BOOTTIME."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
+
+
+def microseconds(duration_s: float | None) -> int | None:
+    """Return a duration in us; None stays None (no limit)."""
+    return None if duration_s is None else int(duration_s * SECOND_US)
 
 
 class Context:
@@ -65,6 +71,18 @@ class Context:
     def killpath(self, effect: RunKillpath) -> bool:
         """Perform RunKillpath."""
         raise LockspaceFailed(self.lockspace, "no processes are tracked here")
+
+
+class StillArmed(Context):
+    """The context in which processes are killed before a lockspace is left: it stays armed."""
+
+    def __init__(self, membership: Context) -> None:
+        self.lockspace = membership.lockspace
+        self.signal = membership.signal  # type: ignore[method-assign]
+        self.killpath = membership.killpath  # type: ignore[method-assign]
+
+    def pet(self, effect: PetWatchdog) -> None:
+        return
 
 
 BYSTANDER: Final = Context()

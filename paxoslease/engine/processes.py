@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from paxoslease.errors import ConfigError
+from paxoslease.protocol import recovery
 
 _log = logging.getLogger(__name__)
 
@@ -148,6 +149,17 @@ class Process:
 
 
 P = TypeVar("P", bound=Process)
+
+
+def as_registered(process: Process) -> recovery.Process:
+    """Return what a recovery has to know of a process."""
+    wishes = process.wishes
+    return recovery.Process(
+        process.handle,
+        recovery.Killpath.READY if wishes.killpath else recovery.Killpath.NONE,
+        wishes.allows_sigterm,
+        wishes.allows_sigkill,
+    )
 
 
 class Processes:

@@ -316,13 +316,54 @@ def test_what_does_not_fit(left: Left) -> None:
     membership.leases.restore(lease)
     with pytest.raises(paxoslease.LeaseBusy):
         membership.leases.restore(lease)
-    membership.leases.lose("test")
-    membership.leases.close()
     membership.abandon_join()
-    armed = adoption.resume_membership(left.space, WdmdWatchdog(NAME, 1, 60))
+
+
+def test_a_watchdog_that_was_not_handed_over(left: Left) -> None:
+    """The host will be reset; until then nothing goes on, and what used the leases is stopped."""
+    user = subprocess.Popen(["sleep", "60"])
+    membership = adoption.resume_membership(left.space, WdmdWatchdog(NAME, 1, 60))
+    holding = membership.leases.restore(left.leases[0])
+    membership.guard(user.pid, Wishes())
     with pytest.raises(WatchdogError, match="handed over"):
-        armed.start_join()
-    armed.abandon_join()
+        membership.start_join()
+    assert user.wait(10) < 0
+    assert holding.lost.wait(1)
+    membership.leave(10)
+
+
+def test_an_adoption_that_is_not_wanted(left: Left) -> None:
+    """What was restored is stopped also if nobody goes on with the membership."""
+    user = subprocess.Popen(["sleep", "60"])
+    membership = left.resume()
+    holding = membership.leases.restore(left.leases[0])
+    membership.guard(user.pid, Wishes())
+    reaper = threading.Thread(target=user.wait)
+    reaper.start()
+    membership.abandon_join()
+    assert holding.lost.is_set()
+    reaper.join()
+    assert user.returncode < 0
+
+
+def test_a_join_that_was_given_up_leaves_a_free_record(disk: Disk) -> None:
+    """The next join of the host id takes no longer than the first; until it has settled, another
+    join by this process is refused."""
+    with pytest.raises(TimeoutError):
+        join(disk, 3, timeout=0.5)
+    with pytest.raises(paxoslease.LockspacePresent):
+        join(disk, 3)
+
+    def try_again() -> paxoslease.Lockspace | None:
+        try:
+            return join(disk, 3)
+        except paxoslease.LockspacePresent:
+            return None
+
+    begun = time.monotonic()
+    with wait_for(try_again) as space:
+        assert time.monotonic() - begun < 2 * 2 * IO_TIMEOUT + 1
+        assert space.generation == 2
 
 
 def test_states_of_a_real_membership(left: Left) -> None:
