@@ -15,10 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from tests.compat.peer import PeerBroken, SanlockClient, SanlockError, wait_until
 from tests.daemon import areas, wire
@@ -26,6 +26,7 @@ from tests.daemon.daemons import REPOSITORY, SANLOCK, Daemon, Kind
 from tests.daemon.line import REPLY_S, Line, Outcome
 
 MIB: Final = 1 << 20
+T = TypeVar("T")
 
 
 class Differs(NamedTuple):
@@ -83,6 +84,10 @@ class Stage:
         self._stack.callback(daemon.kill)
         self.masks.add_pid(daemon.pid, f"<{name}>")
         return Host(self, daemon)
+
+    def enter(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that is left at the end of the stage."""
+        return self._stack.enter_context(context)
 
     def keep(self, closing: Callable[[], None]) -> None:
         """Call `closing` at the end of the stage."""

@@ -11,9 +11,11 @@ import pytest
 
 from tests.daemon.compare import differences
 from tests.daemon.daemons import Kind, require
+from tests.daemon.libvirt import require_libvirt
 from tests.daemon.scripts import (
     command,
     damage,
+    guests,
     index,
     killing,
     leases,
@@ -28,10 +30,10 @@ pytestmark = pytest.mark.peer
 
 Script = Callable[[Stage], None]
 
+MODULES: Final = (storage, membership, leases, modes, killing, index, pair, damage, command)
 # Scripts of one act are played at the same time: they wait much and do little.
 ACTS: Final[dict[str, Sequence[Script]]] = {
-    module.__name__.rpartition(".")[2]: module.SCRIPTS
-    for module in (storage, membership, leases, modes, killing, index, pair, damage, command)
+    module.__name__.rpartition(".")[2]: module.SCRIPTS for module in MODULES
 }
 
 
@@ -84,9 +86,18 @@ def test_ours_waits_as_the_real_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_guests_run_as_over_the_real_one(tmp_path: Path) -> None:
+    """libvirt starts, refuses and stops guests with ours as it does with the real daemon."""
+    require_libvirt()
+    assert not (found := all_compared(guests.SCRIPTS, "real", "ours", tmp_path)), f"\n{found}"
+
+
+@pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("act", [*ACTS, "long"])
+@pytest.mark.parametrize("act", [*ACTS, "long", "guests"])
 def test_the_real_one_answers_as_itself(act: str, tmp_path: Path) -> None:
     """Nothing that varies from run to run is compared."""
-    scripts = ACTS.get(act, pair.LONG)
+    if act == "guests":
+        require_libvirt()
+    scripts = {**ACTS, "long": pair.LONG, "guests": guests.SCRIPTS}[act]
     assert not (found := all_compared(scripts, "real", "real", tmp_path)), f"\n{found}"

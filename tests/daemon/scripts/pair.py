@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.daemon import areas, wire
 from tests.daemon.line import Line
 from tests.daemon.scripts.common import SPACE, formatted, lease, name, owners, prepare, status
-from tests.daemon.stage import MIB, Host, Stage
+from tests.daemon.stage import MIB, Client, Host, Stage
 from tests.daemon.wire import Cmd, acquire, convert, inquire, killpath, release, request
 
 SH = wire.SHARED
@@ -170,19 +170,24 @@ def _is_event(line: Line, number: int) -> bool:
     return found == number
 
 
+def _await_silence(stage: Stage, client: Client, path: Path) -> None:
+    """Wait until the host of `client` has seen that the owner of R1 renews no more."""
+    nowait = acquire(lease(path, 1), flags=8)
+
+    def is_noticed() -> bool:
+        return wire.result(client.quietly(nowait)) == -247
+
+    stage.until(is_noticed, "the owner's silence is noticed")
+
+
 def paused(stage: Stage) -> None:
     """The owner's host renews no more: acquires wait, and what the target is asked meanwhile."""
     one, two, path = _both(stage, 3)
     ann, bob, carl = one.client("ann"), two.client("bob"), two.client("carl")
     ann.quietly(acquire(lease(path, 1)))
     one.daemon.process.send_signal(signal.SIGSTOP)
-    nowait = acquire(lease(path, 1), flags=8)
-
-    def is_unknown() -> bool:
-        return wire.result(bob.quietly(nowait)) == -247
-
-    stage.until(is_unknown, "the owner's silence is noticed", 15)
-    bob.ask("not waiting", nowait)
+    _await_silence(stage, bob, path)
+    bob.ask("not waiting", acquire(lease(path, 1), flags=8))
     bob.send(acquire(lease(path, 1)))
 
     def is_waiting() -> bool:
@@ -226,6 +231,7 @@ def owner_dead(stage: Stage) -> None:
     ann.quietly(acquire(lease(path, 2, flags=SH)))
     ann.quietly(acquire(lease(path, 3)))
     one.daemon.kill()
+    _await_silence(stage, bob, path)
     bob.send(acquire(lease(path, 1)))
     leaver = two.client("leaver")
     asker = two.line()
