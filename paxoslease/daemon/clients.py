@@ -115,6 +115,12 @@ class Client:
         for process in self.stopping.values():
             process.wishes = self.wishes
 
+    def stop(self) -> None:
+        """Stop its process at once, by the signal that it allows."""
+        number = signal.SIGKILL if self.wishes.allows_sigkill else signal.SIGTERM
+        if self.pidfd >= 0:
+            signal.pidfd_send_signal(self.pidfd, number)
+
     def end(self) -> None:
         """Note the end of its connection."""
         self.has_ended = True
@@ -129,8 +135,8 @@ class HeldProcess(Process):
 
     A process that has exited may have left its connection to a child, so its exit does not count;
     signals to it are lost then, and the watchdog is what remains. Its `pidfd` is an eventfd that
-    becomes readable when the client has let go. signals, signalled_us: how many it was sent, and
-    when the last.
+    becomes readable when the client has let go. tries, tried_us: how often somebody tried to stop
+    it, and when last.
     """
 
     def __init__(self, handle: int, pid: int, pidfd: int, wishes: Wishes) -> None:
@@ -139,8 +145,8 @@ class HeldProcess(Process):
         self.wishes = wishes
         self.pidfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.has_run_killpath = False
-        self.signals = 0
-        self.signalled_us = 0
+        self.tries = 0
+        self.tried_us = 0
         self._target = os.dup(pidfd) if pidfd >= 0 else -1
 
     def let_go(self) -> None:
@@ -150,8 +156,7 @@ class HeldProcess(Process):
     def signal(self, number: int) -> bool:
         if self.wait(0):
             return False
-        self.signals += 1
-        self.signalled_us = now_us()
+        self._note_try()
         try:
             if self._target >= 0:
                 send_signal(self.pid, self._target, number)
@@ -164,8 +169,15 @@ class HeldProcess(Process):
         return True
 
     def run_killpath(self, failed: Callable[[], None]) -> bool:
-        self.has_run_killpath = super().run_killpath(failed)
-        return self.has_run_killpath
+        if not super().run_killpath(failed):
+            return False
+        self.has_run_killpath = True
+        self._note_try()
+        return True
+
+    def _note_try(self) -> None:
+        self.tries += 1
+        self.tried_us = now_us()
 
     def close(self) -> None:
         if self._target >= 0:

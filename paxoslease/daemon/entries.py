@@ -47,7 +47,9 @@ class Entry:
     """A resource that this host holds, or is about to.
 
     lvb: the value block attached, None for none. pid: of the client that acquired it exclusively, 0
-    for none. killpath, killpath_args, restricted: that client's, as they were then.
+    for none. killpath, killpath_args, restricted: that client's, as they were then. reused: how
+    often the resource was held before. coming_token, coming_pid: of the client for which it is
+    being acquired.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Entry:
         self.is_lvb_dirty = False
         self.lver = 0
         self.reused = 0
+        self.coming_token = 0
+        self.coming_pid = 0 if client is None else client.pid
 
     def take_over(self, client: Client) -> None:
         """Note the client that uses it now, as it wants to be told of requests."""

@@ -29,6 +29,7 @@ from paxoslease.errors import (
     LeaseHeld,
     LeaseLost,
     PaxosleaseError,
+    ReleaseRefused,
     StorageError,
     WaitTimeout,
 )
@@ -44,6 +45,7 @@ _log = logging.getLogger(__name__)
 
 _OWNER_POLL_US: Final = 2_000_000
 _GONE_POLL_S: Final = 0.2
+EARLIER_MAX: Final = 4096
 
 
 class AcquireFailed(Exception):
@@ -62,6 +64,7 @@ class Registry:
         self._spaces = spaces
         self._journal = journal
         self._entries: dict[Key, Entry] = {}
+        self._earlier: dict[Key, tuple[int, int]] = {}  # numbers and uses of what is gone
         self._numbers = 0
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -116,7 +119,12 @@ class Registry:
                 refused = refusal
                 break
             begun.append(asyncio.ensure_future(attempt))
-        await self._unless_ended(client, begun)
+        try:
+            await self._unless_ended(client, begun)
+        except asyncio.CancelledError:
+            # A restart: the request will be run again, so nothing of it may be left.
+            await self._undo_all(begun)
+            raise
         errors = [Cancelled() if t.cancelled() else t.exception() for t in begun]
         failures = [error for error in errors if error is not None]
         tokens = [task.result() for task, error in zip(begun, errors, strict=True) if error is None]
@@ -149,12 +157,17 @@ class Registry:
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
-        except asyncio.CancelledError:
-            for task in begun:
-                task.cancel()
-            raise
         finally:
             watching.cancel()
+
+    async def _undo_all(self, begun: Sequence[asyncio.Task[Token]]) -> None:
+        for task in begun:
+            task.cancel()
+        if begun:
+            await asyncio.wait(begun)
+        for task in begun:
+            if not task.cancelled() and task.exception() is None:
+                await self._undo(task.result())
 
     def _acquire(self, client: Client, resource: wire.Resource, flags: wire.AcquireFlag) -> Any:
         """Check what can be checked at once; returns what is to be awaited for the token.
@@ -169,8 +182,7 @@ class Registry:
         if entry is None:
             if flags & wire.AcquireFlag.ORPHAN_ONLY:
                 raise Refusal(errno.ENOENT)
-            entry = Entry(self._next_number(), space, resource, client)
-            self._entries[entry.key] = entry
+            entry = self._new_entry(space, resource, client)
             return self._acquire_new(client, entry, flags)
         if entry.phase is Phase.RELEASING:
             raise Refusal(errno.EAGAIN)
@@ -185,8 +197,17 @@ class Registry:
             raise Refusal(errno.ENOENT)
         elif not (entry.shared and resource.is_shared):
             raise Refusal(errno.EEXIST)
-        entry.reused += 1
         return self._attach(client, entry, resource, flags)
+
+    def _new_entry(self, space: Space, resource: wire.Resource, client: Client) -> Entry:
+        """Make an entry, under the number that the resource had before, if that is known."""
+        earlier = self._earlier.pop((resource.lockspace, resource.name), None)
+        number, reused = earlier or (self._next_number(), 0)
+        entry = Entry(number, space, resource, client)
+        entry.reused = reused
+        entry.coming_token = self._next_number()
+        self._entries[entry.key] = entry
+        return entry
 
     async def _attach(
         self, client: Client, entry: Entry, resource: wire.Resource, flags: wire.AcquireFlag
@@ -203,7 +224,8 @@ class Registry:
 
     def _hand_out(self, client: Client, entry: Entry, resource: wire.Resource) -> Token:
         is_persistent = bool(resource.flags & wire.ResourceFlag.PERSISTENT)
-        token = Token(self._next_number(), client, entry, is_persistent)
+        token = Token(entry.coming_token or self._next_number(), client, entry, is_persistent)
+        entry.coming_token = 0
         entry.tokens.append(token)
         client.tokens.append(token)
         client.follow(entry.space)
@@ -214,6 +236,9 @@ class Registry:
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
             self._journal.entry_ended(entry)
+            self._earlier[entry.key] = entry.number, entry.reused + 1
+            if len(self._earlier) > EARLIER_MAX:
+                del self._earlier[next(iter(self._earlier))]
         self._spaces.changed()
 
     async def _acquire_new(self, client: Client, entry: Entry, flags: wire.AcquireFlag) -> Token:
@@ -456,6 +481,11 @@ class Registry:
                 await self._write_lvb(entry)
             with self._journal.doing(entry, "convert"):
                 await finished(leases.start_convert(entry.holding, make, gives_up=shared))
+        except ReleaseRefused:
+            # Another host took the lease although we live: its user must not go on.
+            _log.critical("r%d was taken by others: pid %d", entry.number, token.client.pid)
+            token.client.stop()
+            raise
         finally:
             entry.phase = Phase.HELD
             self._journal.entry_changed(entry)

@@ -141,8 +141,8 @@ def _client(
         command_active=client.command_active,
         command_last=last,
         has_ended=client.has_ended,
-        signals=sum(process.signals for process in processes),
-        signalled_us=max((process.signalled_us for process in processes), default=0),
+        tries=sum(process.tries for process in processes),
+        tried_us=max((process.tried_us for process in processes), default=0),
         suspended=bool(running) and connection is not asking,
     )
 
@@ -158,8 +158,8 @@ def _slot(
     command_active: int = 0,
     command_last: int = 0,
     has_ended: bool = False,
-    signals: int = 0,
-    signalled_us: int = 0,
+    tries: int = 0,
+    tried_us: int = 0,
     suspended: bool = False,
 ) -> bytes:
     text = _items(
@@ -171,8 +171,8 @@ def _slot(
         cmd_active=command_active,
         cmd_last=command_last,
         pid_dead=int(has_ended),
-        kill_count=signals,
-        kill_last=_seconds(signalled_us),
+        kill_count=tries,
+        kill_last=_seconds(tried_us),
         suspend=int(suspended),
         need_free=0,
     )
@@ -231,7 +231,7 @@ def _disk(disk: wire.Disk, sector_size: int, descriptor: int) -> wire.Disk:
 
 def _resources(daemon: Daemon) -> Iterator[bytes]:
     """Return the records of resources: held, being acquired, being released, orphans."""
-    entries = sorted(daemon.registry, key=lambda entry: -entry.number)
+    entries = list(daemon.registry)[::-1]
     held = [entry for entry in entries if entry.phase not in _ORDER]
     for entry in held:
         for token in reversed(entry.tokens):
@@ -262,9 +262,11 @@ def _resource(entry: Entry, word: str, token: Token | None) -> bytes:
         lver=entry.lver,
         reused=entry.reused,
         res_id=entry.number,
-        token_id=0 if token is None else token.number,
+        token_id=entry.coming_token if token is None else token.number,
     )
-    pid = entry.pid if token is None else token.client.pid
+    pid = entry.pid if is_known else entry.coming_pid
+    if token is not None:
+        pid = token.client.pid
     resource = entry.resource
     state = wire.State(StateType.RESOURCE, pid, entry.lver, resource.name, text)
     disks = tuple(_disk(disk, sector_size, _NOBODY) for disk in resource.disks)
