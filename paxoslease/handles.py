@@ -81,9 +81,9 @@ class Lease:
     def convert(self, *, shared: bool, timeout: float | None = None) -> None:
         """Turn the lease into a shared or an exclusive one.
 
-        Raises LeaseShared when other hosts share it, LeaseHeld, LostRace, storage errors: a shared
-        lease is still shared then. When an exclusive one cannot be made shared it is given up, and
-        `lost` is set.
+        Raises LeaseShared when other hosts share it, LeaseHeld, LostRace, storage errors: it is
+        held in its old mode then. ReleaseRefused says that another host took an exclusive lease in
+        spite of us being alive: `lost` is set.
         """
         if shared == self.shared:
             return

@@ -105,9 +105,11 @@ async def restart(daemon: Daemon, kept: Mapping[str, int]) -> None:
     if not steady:
         _log.error("restart called off: lockspaces are still being joined or left")
         return
-    await daemon.pause()
     try:
-        await _execute(daemon, kept)
+        if await daemon.pause():
+            await _execute(daemon, kept)
+        else:
+            _log.error("restart called off: a request does not end")
     finally:
         daemon.go_on()
 

@@ -37,6 +37,8 @@ BACKLOG: Final = 1024
 FIRST_CLIENT: Final = 2  # slots 0 and 1 are the helper's and the listener's
 _ACCEPT_PAUSE_S: Final = 0.1
 _FAREWELL_S: Final = 1.0
+_UNDO_S: Final = 3.0  # what it may take to undo a request that was cancelled
+_INTERNAL_ERROR: Final = -201
 _END_S: Final = 1.0  # what a request may still take once a restart was asked for
 
 
@@ -135,10 +137,10 @@ class Daemon:
             self._accepting.cancel()
             self._accepting = None
 
-    async def pause(self) -> None:
+    async def pause(self) -> bool:
         """Serve nobody until `go_on`: what is under way may end, what waits is cancelled.
 
-        The request of a conversation that was cancelled is kept and will be worked on again.
+        False when something does not end, since its disk does not answer. The request of a conversation that was cancelled is kept and will be worked on again.
         """
         self._stop_accepting()
         busy = {task for one, task in self._conversations.items() if one.command_active}
@@ -150,7 +152,10 @@ class Daemon:
             for task in waiting:
                 task.cancel()
         if self._conversations:
-            await asyncio.wait(set(self._conversations.values()))
+            await asyncio.wait(set(self._conversations.values()), timeout=_UNDO_S)
+            if self._conversations:
+                return False
+        return True
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -184,7 +189,9 @@ class Daemon:
     def _conversation_ended(self, connection: Connection, task: asyncio.Task[None]) -> None:
         del self._conversations[connection]
         if task.cancelled():
-            return  # paused
+            if self._accepting is not None:
+                self.talk(connection)  # the pause was over before it had ended
+            return
         error = task.exception()
         if error is not None and not isinstance(error, Dropped):
             _log.critical("internal error in a conversation", exc_info=error)
@@ -222,6 +229,13 @@ class Daemon:
             )
             if not call.is_answered:
                 await call.reply(number)
+        except (Dropped, asyncio.CancelledError):
+            raise
+        except Exception:
+            # A mistake of ours in one command must not cost the client the leases that it holds.
+            _log.critical("internal error in %s", call.command.name, exc_info=True)
+            if not call.is_answered:
+                await call.reply(_INTERNAL_ERROR)
         finally:
             connection.command_last = connection.command_active
             connection.command_active = 0

@@ -78,7 +78,7 @@ class Space:
         self.index_is_changing = False
         self.ended = asyncio.Event()
         self.settled = asyncio.Event()  # joined, or not
-        self.join_number = 0
+        self.join_number = -201  # until it has been joined
         self.join_task: asyncio.Task[None] | None = None
         self.is_aborted = False
         self.renewals = renewals
@@ -201,6 +201,7 @@ class Spaces:
             _log.error("s%d join failed %d: %s", space.number, space.join_number, error)
             self._end(space)
         else:
+            space.join_number = 0
             space.stage = Stage.JOINED
             self._journal.space_changed(space)
             _log.info("s%d joined host_id %d", space.number, space.wanted.host_id)

@@ -27,6 +27,7 @@ from paxoslease.errors import (
     LeaseLost,
     LockspaceFailed,
     PaxosleaseError,
+    ReleaseRefused,
 )
 from paxoslease.protocol import leases as protocol
 from paxoslease.protocol.contention import NO_TURN, Turn, acquire_waiting, turn_after
@@ -392,7 +393,8 @@ class Leases:
     ) -> Operation[None]:
         """Run a protocol whose result is the lease from now on. Raises LeaseLost, LeaseBusy.
 
-        gives_up: an error of the protocol means that it has given the lease up.
+        gives_up: ReleaseRefused means that the lease is another's. After any other error it is held
+        as before.
         """
         with self._lock:
             lease = self.check(holding)
@@ -406,7 +408,8 @@ class Leases:
         try:
             lease = yield from conversion
         except PaxosleaseError as error:
-            if gives_up or isinstance(error, LockspaceFailed):
+            is_gone = gives_up and isinstance(error, ReleaseRefused)
+            if is_gone or isinstance(error, LockspaceFailed):
                 holding.lost.set(str(error))
                 self._remove(holding)
                 raise
