@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
+from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, Any
 
 from paxoslease.engine.operation import now_us
@@ -117,9 +118,9 @@ class Client:
 
     def stop(self) -> None:
         """Stop its process at once, by the signal that it allows."""
-        number = signal.SIGKILL if self.wishes.allows_sigkill else signal.SIGTERM
-        if self.pidfd >= 0:
-            signal.pidfd_send_signal(self.pidfd, number)
+        number = SIGKILL if self.wishes.allows_sigkill else SIGTERM
+        for process in list(self.stopping.values())[:1]:
+            process.signal(number)
 
     def end(self) -> None:
         """Note the end of its connection."""

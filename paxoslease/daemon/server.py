@@ -140,7 +140,8 @@ class Daemon:
     async def pause(self) -> bool:
         """Serve nobody until `go_on`: what is under way may end, what waits is cancelled.
 
-        False when something does not end, since its disk does not answer. The request of a conversation that was cancelled is kept and will be worked on again.
+        False when something does not end, since its disk does not answer. The request of a
+        conversation that was cancelled is kept and will be worked on again.
         """
         self._stop_accepting()
         busy = {task for one, task in self._conversations.items() if one.command_active}
