@@ -75,10 +75,12 @@ class Side:
         if client not in self.clients:
             self.clients[client] = self.daemon.raw()
         raw = self.clients[client]
-        answers = []
+        answers: list[bytes] = []
+        is_ping = parse_header(message)[:4] == parse_header(PING)[:4]
         try:
             raw.send(message.replace(self.stand_in, bytes(self.root)) + PING)
-            while (answer := raw.message()) not in (PONG, b""):
+            while (answer := raw.message()) and (answer != PONG or is_ping):
+                is_ping = is_ping and answer != PONG
                 answers.append(answer.replace(bytes(self.root), self.stand_in))
         except ConnectionError:
             answer = b""
