@@ -37,6 +37,7 @@ BACKLOG: Final = 1024
 FIRST_CLIENT: Final = 2  # slots 0 and 1 are the helper's and the listener's
 _ACCEPT_PAUSE_S: Final = 0.1
 _FAREWELL_S: Final = 1.0
+_STREAMS_MAX: Final = 64
 _UNDO_S: Final = 3.0  # what it may take to undo a request that was cancelled
 _INTERNAL_ERROR: Final = -201
 _END_S: Final = 1.0  # what a request may still take once a restart was asked for
@@ -67,6 +68,8 @@ class Daemon:
         self.helper: Helper | None = None
         self.identity = Identity("root", 0, 0)
         self._handlers: dict[Command, Handler] = {}
+        self._streams = asyncio.Semaphore(_STREAMS_MAX)
+        self._turn = asyncio.Lock()
         self._conversations: dict[Connection, asyncio.Task[None]] = {}
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -218,7 +221,10 @@ class Daemon:
         connection.command_active = call.header.command
         call.closes = call.command in CLOSING
         try:
-            await self._handlers[call.command](self, call)
+            if call.command in _STREAMS:
+                await self._stream(call)
+            else:
+                await self._handlers[call.command](self, call)
         except (Refusal, PaxosleaseError) as error:
             number = number_of(error)
             _log.info(
@@ -240,6 +246,16 @@ class Daemon:
         finally:
             connection.command_last = connection.command_active
             connection.command_active = 0
+
+    async def _stream(self, call: Call) -> None:
+        """Answer with something large: made one at a time, so that others have their turns.
+
+        Few may be under way at once, since each is in memory until its client has read it.
+        """
+        async with self._streams:
+            async with self._turn:
+                await asyncio.sleep(0)
+            await self._handlers[call.command](self, call)
 
     def client_ended(self, client: Client) -> None:
         """Note that a client's connection has ended, or the process of one that has none."""
@@ -295,6 +311,9 @@ CLOSING: Final = frozenset(
         Command.RENEWAL,
         Command.SHUTDOWN,
     )
+)
+_STREAMS: Final = frozenset(
+    (Command.STATUS, Command.LOG_DUMP, Command.HOST_STATUS, Command.RENEWAL)
 )
 _NAMED: Final = CLOSING | {
     Command.REG_EVENT,
