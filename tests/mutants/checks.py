@@ -8,7 +8,7 @@ Ends with 0 and the finding when the check fails as it should, else with 1. A CH
     explore CAST; BOUNDS; PROPERTY   every interleaving of a small world until PROPERTY is violated
     schedule NAME; CAST; PROPERTY    one order of steps, tests/scenarios/NAME.txt, played by CAST
     host id                          two contenders for one host id in every order
-    story NAME                       a scenario with real time, tests/sim/stories.py
+    story NAME                       a scenario with real time, tests/sim/*stories.py
 
 With `--search SECONDS` seeds are tried from a random one on for so long instead of the given ones.
 """
@@ -28,6 +28,7 @@ from paxoslease.simulation.explore_values import TWO_OWNERS, Bounds
 from paxoslease.simulation.world import run_seed
 from tests.model.worlds import world
 from tests.scenarios.test_scenarios import HERE, load, play
+from tests.sim.adoption_stories import ADOPTIONS
 from tests.sim.stories import STORIES
 
 _EXPLORED_MAX = 2_000_000
@@ -78,7 +79,7 @@ def host_id(arguments: str, search_s: float) -> str:
 
 def story(arguments: str, search_s: float) -> str:
     """Play a scenario with our hosts."""
-    return "" if STORIES[arguments]() else f"story {arguments!r} ends badly"
+    return "" if (STORIES | ADOPTIONS)[arguments]() else f"story {arguments!r} ends badly"
 
 
 CHECKS: dict[str, Callable[[str, float], str]] = {

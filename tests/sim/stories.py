@@ -195,7 +195,7 @@ def committed_by_another(kind: Kind) -> Blocked:
     join(b, kind, b"B")
     # B begins when A has proposed itself; its number is larger, so it adopts that.
     of_a = a.start(kind.take(a))
-    stage.run(30, lambda: _block(stage, 1).bal != 0)
+    stage.run(30, lambda: block_of(stage, 1).bal != 0)
     a.slow(ReadBallot, LEADER, 0.5)  # the read of phase 2
     of_b = b.start(kind.take(b))
     stage.run(30, lambda: of_a.is_done and of_b.is_done)
@@ -212,7 +212,7 @@ def committed_by_another(kind: Kind) -> Blocked:
     return Blocked(first, f"{end}" if isinstance(end, PaxosleaseError) else "owner")
 
 
-def _block(stage: Stage, host_id: int) -> HostSector:
+def block_of(stage: Stage, host_id: int) -> HostSector:
     return parse_host_sector(stage.disk.sector(AREA.host_sector(host_id)), Where("", 0))
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from paxoslease.timing import Timing
-from tests.sim import stories
+from tests.sim import adoption_stories, stories
 from tests.sim.stories import ORIGINAL, OURS
 
 SETTLE_S = 6  # polling, settling and the renewal after which the record stood still
@@ -130,3 +130,23 @@ def test_a_value_of_an_earlier_life_is_owned_by_the_later() -> None:
 def test_a_lease_whose_owner_has_moved_on_is_free() -> None:
     """A rolled back leader does not block others: the owner's newer block counts (M24)."""
     assert stories.owner_has_moved_on() == "owner"
+
+
+def test_a_daemon_that_is_replaced_in_time_keeps_its_leases() -> None:
+    """Its user goes on for ten times as long as others wait for the dead; then they get it."""
+    assert adoption_stories.adopted_in_time() == adoption_stories.Adopted((), True, True)
+
+
+def test_a_daemon_that_is_replaced_too_late_does_not() -> None:
+    """Its record still stands, but others have taken what it held (M2)."""
+    assert adoption_stories.adopted_too_late() == "AdoptionRefused"
+
+
+def test_a_daemon_does_not_go_on_with_anothers_host_id() -> None:
+    """A note that is in time says nothing of who has the host id now (M1)."""
+    assert adoption_stories.adopted_by_an_old_note() == "AdoptionRefused"
+
+
+def test_a_ballot_whose_daemon_was_replaced_blocks_nobody() -> None:
+    """What might be completed in its name is given up by its successor (M8)."""
+    assert adoption_stories.adopted_in_a_ballot() == "owner"
