@@ -65,9 +65,10 @@ class Client:
     @property
     def wishes(self) -> Wishes:
         """Return how the client wants to be stopped when a lockspace fails."""
+        words = killpath_words(self.killpath, self.killpath_args)
         return Wishes(
-            killpath_words(self.killpath, self.killpath_args),
-            self.killpath_pid,
+            words,
+            self.killpath_pid and len(words) < _WORDS_MAX,
             allows_sigterm=not self.restricted & wire.RestrictFlag.SIGTERM,
             allows_sigkill=not self.restricted & wire.RestrictFlag.SIGKILL,
         )
@@ -200,7 +201,7 @@ def start_time(pid: int) -> int:
 
 
 def killpath_words(path: bytes, args: bytes) -> tuple[str, ...]:
-    """Return the program and its arguments, at most eight words with the program and the pid.
+    """Return the program and its arguments, at most eight words; the pid, if wanted, is one too.
 
     A backslash protects a blank or a backslash; anything else behind it, or a byte that is neither
     printable nor white space, ends the words (spec/wire-protocol.md 16.4).
@@ -231,7 +232,7 @@ def killpath_words(path: bytes, args: bytes) -> tuple[str, ...]:
         at += 1
     if is_open:
         words.append(bytes(word))
-    return tuple(os.fsdecode(part) for part in (path, *words[: _WORDS_MAX - 2]))
+    return tuple(os.fsdecode(part) for part in (path, *words[: _WORDS_MAX - 1]))
 
 
 class Clients:
