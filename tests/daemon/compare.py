@@ -34,7 +34,7 @@ def differences(
                 meant = note.differs.real if kind == "real" else note.differs.ours
                 what = f"{note.step} (meant to differ: {note.differs.why})"
                 found += _diff(what, f"{kind} as written", tuple(meant), kind, seen.lines)
-        if other is not None and other.took_s > note.took_s + SLOWER_S:
+        if other and not note.differs and other.took_s > note.took_s + SLOWER_S:
             found.append(f"{note.step}: {two} took {other.took_s:.1f} s, {one} {note.took_s:.1f} s")
     return "\n".join(found)
 

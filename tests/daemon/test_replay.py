@@ -195,6 +195,7 @@ class Replay:
         for lease in leases:
             wanted = self.asked(wire.acquire(lease, flags=flags))
             reply = self._client.quietly(wanted, at=self._line(), probes=False)
+            assert reply, f"no answer before {self.stage.notes[-1]}"
             assert wire.result(reply) == 0, f"{wire.result(reply)} for {lease[:60]!r}"
 
     def _hang_up(self) -> None:

@@ -37,6 +37,9 @@ ACTS: Final[dict[str, Sequence[Script]]] = {
 }
 
 
+LONG: Final = (*pair.LONG, *killing.LONG)
+
+
 def play(script: Script, kind: Kind, directory: Path) -> tuple[list[Observation], str]:
     """Play a script to its end or to its first failure; return what was seen and the failure."""
     with Stage(kind, directory) as stage:
@@ -82,7 +85,7 @@ def test_ours_answers_as_the_real_one(act: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_ours_waits_as_the_real_one(tmp_path: Path) -> None:
     """The same for what takes more than a minute."""
-    assert not (found := all_compared(pair.LONG, "real", "ours", tmp_path)), f"\n{found}"
+    assert not (found := all_compared(LONG, "real", "ours", tmp_path)), f"\n{found}"
 
 
 @pytest.mark.long
@@ -99,5 +102,5 @@ def test_the_real_one_answers_as_itself(act: str, tmp_path: Path) -> None:
     """Nothing that varies from run to run is compared."""
     if act == "guests":
         require_libvirt()
-    scripts = {**ACTS, "long": pair.LONG, "guests": guests.SCRIPTS}[act]
+    scripts = {**ACTS, "long": LONG, "guests": guests.SCRIPTS}[act]
     assert not (found := all_compared(scripts, "real", "real", tmp_path)), f"\n{found}"

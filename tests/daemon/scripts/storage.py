@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from tests.daemon import wire
-from tests.daemon.stage import MIB, Host, Stage
+from tests.daemon.stage import MIB, Differs, Host, Stage
 from tests.daemon.wire import Cmd, request
 
 
@@ -32,7 +32,12 @@ def framing(stage: Stage) -> None:
     }.items():
         line = host.line()
         line.send(sent)
-        stage.see(step, [f"then {line.probe()}"])
+        differs = Differs(
+            "3.8.5 drops the header and lets the client wait for ever (21.2)",
+            real=["then open"],
+            ours=["then closed"],
+        )
+        stage.see(step, [f"then {line.probe()}"], differs=differs)
     line = host.line()
     for byte in request(Cmd.INQ_LOCKSPACE, space):
         line.send(bytes([byte]))
