@@ -225,7 +225,10 @@ def _serve(channel: socket.socket) -> None:
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
     """Return a message and what came with it; an empty one when the daemon is gone."""
     space = socket.CMSG_SPACE(array.array("i").itemsize)
-    message, ancillary, _, _ = channel.recvmsg(_MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    try:
+        message, ancillary, _, _ = channel.recvmsg(_MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        return b"", []  # gone, with answers that it had not read
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

@@ -94,7 +94,7 @@ class LeaseState(NamedTuple):
 
 def boot_identity() -> str:
     """Return what stays the same as long as CLOCK_BOOTTIME goes on: boot and time namespace."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().decode("ascii").strip()
     try:
         return f"{boot} {os.readlink('/proc/self/ns/time')}"
     except OSError:  # a kernel without time namespaces has one clock

@@ -6,15 +6,21 @@ import grp
 import os
 import pwd
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from paxoslease.daemon import privileges
+from tests.daemon import daemons, wire
+from tests.daemon.scripts import common
+from tests.daemon.stage import Stage
 
 NEED_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives up its identity")
 NOBODY = pwd.getpwnam("nobody")
@@ -427,3 +433,62 @@ def test_a_helper_that_stands_still_holds_nobody_up() -> None:
         """
     )
     assert lines == ["1 True", "ended by 9"]
+
+
+# -- a whole daemon ------------------------------------------------------------------------------
+
+# Lifting limits needs a capability that not every root has; all else is as usual.
+PRIVILEGED = """#!{python}
+import os, sys
+from paxoslease.cli.sanlock.main import main as run
+from paxoslease.daemon import main
+main.raise_limits = lambda: None
+sys.exit(run([os.fsencode(word) for word in sys.argv[1:]]))
+"""
+
+
+@pytest.fixture
+def nobodys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of nobody, and in it the program that a privileged daemon is started by."""
+    path = Path(tempfile.mkdtemp(prefix="pl", dir="/tmp"))
+    program = path / "sanlock"
+    program.write_text(PRIVILEGED.format(python=sys.executable))
+    program.chmod(0o755)
+    os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+    monkeypatch.setitem(daemons.PROGRAMS, "ours", str(program))
+    yield path
+    shutil.rmtree(path)
+
+
+def ids_of(pid: int) -> dict[str, list[str]]:
+    """Return the ids of a process: real, effective, saved, of the file system."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = (line.split() for line in lines if line.startswith(("Uid:", "Gid:", "Groups:")))
+    return {field[0]: field[1:] for field in fields}
+
+
+@NEED_ROOT
+def test_a_daemon_without_rights_still_stops_roots_processes(nobodys: Path) -> None:
+    """It runs as nobody, opens nobody's disk, and kills a client of root when it must."""
+    daemons.require("ours")
+    options = ("-U", "nobody", "-G", "nogroup")
+    with Stage("ours", nobodys / "stage") as stage:
+        os.chown(stage.directory, NOBODY.pw_uid, NOBODY.pw_gid)
+        host = stage.host("one", *options, env={"SANLOCK_PRIVILEGED": "1"})
+        (helper,) = host.daemon.children()
+        uid, gid = str(NOBODY.pw_uid), str(NOBODY.pw_gid)
+        assert ids_of(host.daemon.pid) == {"Uid:": [uid] * 4, "Gid:": [gid] * 4, "Groups:": [gid]}
+        assert ids_of(helper) == {"Uid:": ["0"] * 4, "Gid:": ["0"] * 4, "Groups:": []}
+        path = stage.file("leases", 4)
+        os.chown(path, NOBODY.pw_uid, NOBODY.pw_gid)
+        common.format_space(host, path)
+        common.format_resources(host, path, 1)
+        host.join("LS", 1, path, is_ready=False)
+        client = host.client("client")
+        reply = client.quietly(wire.acquire(common.lease(path, 1)))
+        assert wire.result(reply) == 0
+        place = wire.lockspace("LS", 1, path)
+        reply = host.quietly(wire.request(wire.Cmd.REM_LOCKSPACE, place))
+        assert wire.result(reply) == 0
+        client.fate("the client")
+        assert stage.notes[-1].lines == ("killed by SIGKILL",)
