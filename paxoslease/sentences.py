@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-_SENTENCES: Final = {
+SENTENCES: Final = {
     "no_watchdog": "no watchdog for lockspace {0}: if this host hangs while it holds leases, "
     "nothing resets it, and another host will take over beside it",
     "renewal_failed": "lockspace {0} could not be renewed: {1}",
@@ -45,6 +45,19 @@ _SENTENCES: Final = {
     "any more; restart the daemon",
     "helper_full": "the helper process {0} does not keep up: a signal is sent without it",
     "helper_stays": "the helper process {0} does not end",
+    "client_without_process": "client {0} has registered and is gone: {1}",
+    "bad_request": "process {0} sent what is no request: {1}",
+    "slow_client": "process {0} does not send the rest of its request: it is disconnected",
+    "client_does_not_read": "process {0} does not read its reply: it is disconnected",
+    "undo_failed": "resource {0} could not be given back after its request had failed: {1}",
+    "background_failed": "what was to be done later failed with {0}: {1}",
+    "journal_failed": "{0} cannot be written: {1}; a crash would lose the leases",
+    "journal_damaged": "{0} cannot be used: {1}",
+    "runner_broken": "internal error: thread {0} has ended",
+    "on_event_failed": "internal error when lockspace {0} told of {1}",
+    "recovery_failed": "the users of lockspace {0} could not be stopped: {1}",
+    "processes_killed": "lockspace {0} is left: who uses its leases is killed",
+    "callback_failed": "internal error after an operation of lockspace {0}",
     "log_not_written": "the log cannot be written to {0}: {1}",
     "log_written_again": "the log is written to {0} again",
     "io_timeout": "{0} of {1} at offset {2} does not end",
@@ -54,7 +67,7 @@ _SENTENCES: Final = {
 
 def text_of(record: logging.LogRecord) -> str:
     """Return a record's text: its sentence where there is one, with the error behind it if any."""
-    sentence = _SENTENCES.get(str(record.msg).split(" ", 1)[0])
+    sentence = SENTENCES.get(str(record.msg).split(" ", 1)[0])
     values = record.args if isinstance(record.args, tuple) else (record.args,)
     if sentence is None:
         text = record.getMessage()

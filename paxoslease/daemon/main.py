@@ -125,11 +125,11 @@ def _start(options: DaemonOptions, log: LogRing, handed_over: Handover | None) -
     if handed_over is not None:
         return _take_over(path, identity, log, handed_over)
     if path != DEFAULT:
-        _log.info("Using non-standard run directory '%s'", path)
+        _log.warning("Using non-standard run directory '%s'", path)
     if privileged:
         raise_limits()
     else:
-        _log.info("Running in unprivileged mode")
+        _log.warning("Running in unprivileged mode")
     raise_open_files()
     directory = open_run_directory(path, identity.uid, identity.gid, is_privileged=privileged)
     directory.lock()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from paxoslease import sentences
 from paxoslease.daemon import logs
 from paxoslease.daemon.logs import LogFile, LogRing, Ring, Writer, level_of, open_log, priority_of
 from paxoslease.daemon.options import DaemonOptions
@@ -58,6 +59,19 @@ def test_an_event_is_a_sentence(ring: LogRing) -> None:
     """What the engine logs for programs is readable, names included."""
     log.warning("renewal_failed lockspace=%r error=%s", b"LS1", "a time-out")
     assert texts(ring) == [b"lockspace LS1 could not be renewed: a time-out"]
+
+
+def test_sentences_use_the_fields_that_are_logged() -> None:
+    """No event of the program has fewer fields than its sentence needs."""
+    source = "".join(path.read_text() for path in Path(sentences.__file__).parent.rglob("*.py"))
+    logged = re.findall(r"""_log\.\w+\(\s*((?:"[^"\n]*"\s*)+)""", source)
+    texts = ["".join(re.findall(r'"([^"]*)"', text)) for text in logged]
+    fields = {text.split(" ")[0]: len(re.findall(r"%[a-z]", text)) for text in texts}
+    known = sentences.SENTENCES
+    needed = {event: len(set(re.findall(r"\{(\d)\}", known[event]))) for event in known}
+    both = set(needed) & set(fields)
+    assert len(both) > 20
+    assert not {event for event in both if needed[event] > fields[event]}
 
 
 def test_a_record_is_never_more_than_its_lines(ring: LogRing) -> None:
