@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import pytest
 
+from paxoslease.client import Connection
 from paxoslease.drivers.conformance import Rig
 from paxoslease.drivers.registry import open_driver
-from tests.compat.peer import SanlockHost, SanlockMissing, require_sanlock
+from tests.cli.tool import await_that
+from tests.compat.peer import SanlockHost, SanlockMissing
 from tests.lockd.rig import LockDaemon
 
 
@@ -38,35 +45,94 @@ class NopRig(FilesRig):
 
 
 class PaxosRig(FilesRig):
-    """Two hosts with automatic leases in one directory. peers: their daemons."""
+    """Two hosts with automatic leases in one directory."""
 
     driver = "paxos"
 
-    def __init__(
-        self, directory: Path, hosts: list[dict[str, Any]], peers: list[SanlockHost]
+
+class LeaseDaemon(Protocol):
+    """A lease daemon, whichever."""
+
+    run_dir: Path
+
+
+LeaseDaemonMaker = Callable[[Path, str], AbstractContextManager[LeaseDaemon]]
+
+
+def sanlock(directory: Path, name: str) -> SanlockHost:
+    """Give a real sanlock daemon; skip the test where there is none."""
+    try:
+        return SanlockHost(directory, name)
+    except SanlockMissing as missing:
+        pytest.skip(str(missing))
+
+
+class OurLeaseDaemon:
+    """The lease daemon of this package."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.run_dir = directory / name
+        self.run_dir.mkdir()
+        self.log_path = self.run_dir / "stderr"
+        settings = ["--set", "high_priority=false", "--set", "lock_memory=0"]
+        command = [sys.executable, "-m", "paxoslease.cli.main", "daemon", "--watchdog", "none"]
+        command += ["--run-dir", str(self.run_dir), "--host-name", name, *settings]
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, "SANLOCK_PRIVILEGED": "0", "SANLOCK_RUN_DIR": str(self.run_dir)},
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        try:
+            await_that(self._listens, "the lease daemon listens")
+        except BaseException:
+            self.kill_daemon()
+            raise
+        return self
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, self.log_path.read_text()
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.run_dir / "sanlock.sock")) == 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        super().__init__(directory, hosts)
-        self.peers = peers
+        self.kill_daemon()
+
+    def kill_daemon(self) -> None:
+        """End it by force; its helper ends by itself."""
+        self.process.kill()
+        self.process.wait()
+
+    def status(self) -> str:
+        """Return what the daemon says of itself."""
+        with Connection(str(self.run_dir), timeout_s=20) as daemon:
+            return " ".join(space.name.decode() for space in daemon.get_lockspaces())
 
 
 @contextmanager
-def sanlock_rig(directory: Path) -> Iterator[PaxosRig]:
-    """Give two real sanlock daemons that have joined one lockspace."""
-    try:
-        require_sanlock()
-    except SanlockMissing as missing:
-        pytest.skip(str(missing))
+def paxos_rig(directory: Path, make: LeaseDaemonMaker) -> Iterator[PaxosRig]:
+    """Give two lease daemons that have joined one lockspace."""
     leases, disks = directory / "leases", directory / "disks"
     leases.mkdir()
     disks.mkdir()
     with ExitStack() as stack:
-        hosts = [stack.enter_context(SanlockHost(directory, name)) for name in ("one", "two")]
+        daemons = [stack.enter_context(make(directory, name)) for name in ("one", "two")]
         options = [
-            paxos_options(host.run_dir, leases, host_id) for host_id, host in enumerate(hosts, 1)
+            paxos_options(daemon.run_dir, leases, host_id)
+            for host_id, daemon in enumerate(daemons, 1)
         ]
         for each in options:
             open_driver("paxos", **each).prepare()
-        yield PaxosRig(disks, options, hosts)
+        yield PaxosRig(disks, options)
 
 
 def paxos_options(run_directory: Path, leases: Path, host_id: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Disk-paxos leases through the original's daemons pass the suite."""
+"""Disk-paxos leases pass the suite, through our lease daemon and through the original."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from collections.abc import Iterator
 import pytest
 
 from paxoslease.drivers.conformance import Conformance, Rig
-from tests.drivers.rigs import sanlock_rig
+from tests.drivers.rigs import OurLeaseDaemon, paxos_rig, sanlock
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """Give two hosts with the real sanlock."""
-    with sanlock_rig(tmp_path_factory.mktemp("san")) as rig:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(OurLeaseDaemon, id="ours"),
+        pytest.param(sanlock, id="sanlock", marks=pytest.mark.peer),
+    ],
+)
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Give two hosts with a lease daemon each."""
+    with paxos_rig(tmp_path_factory.mktemp("paxos"), request.param) as rig:
         yield rig
 
 
-@pytest.mark.peer
-class TestPaxosOnSanlock(Conformance):
+class TestPaxos(Conformance):
     """The suite."""

@@ -1,4 +1,4 @@
-"""The paxos driver beside the suite, on the real sanlock: files, names, owners, versions."""
+"""The paxos driver beside the suite: files, names, owners, versions."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from paxoslease.drivers.errors import (
 from paxoslease.drivers.lease_files import Access, access_of, ensure_lease
 from paxoslease.drivers.registry import open_driver
 from paxoslease.errors import ConfigError
-from tests.compat.peer import Resource
-from tests.drivers.rigs import PaxosRig, sanlock_rig
+from paxoslease.wire import sanlock as wire
+from tests.drivers.rigs import OurLeaseDaemon, PaxosRig, paxos_rig, sanlock
 
-pytestmark = pytest.mark.peer
 MIB = 1 << 20
 SPACE = "__LIBVIRT__DISKS__"
 
@@ -46,19 +45,32 @@ class Place:
         """Return a new disk."""
         return Disk(self.rig.disk())
 
+    def daemon(self, host: int) -> Connection:
+        """Return a connection to a host's daemon."""
+        return Connection(self.rig.hosts[host]["run_directory"], timeout_s=30)
+
     def lease(self, name: str) -> ExplicitLease:
         """Make an explicit lease behind the lockspace's own file."""
         path = self.leases.parent / f"{name}.lease"
         path.write_bytes(bytes(MIB))
-        one = self.rig.peers[0]
-        one.init_resource(Resource(SPACE, name, str(path), 0))
+        lease = wire.Resource(SPACE.encode(), name.encode(), (wire.Disk(os.fsencode(path)),))
+        with self.daemon(0) as daemon:
+            daemon.write_resource(lease)
         return ExplicitLease(SPACE, name, str(path), 0)
 
 
-@pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PaxosRig]:
-    """Give two hosts with the real sanlock."""
-    with sanlock_rig(tmp_path_factory.mktemp("san")) as rig:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(OurLeaseDaemon, id="ours"),
+        pytest.param(sanlock, id="sanlock", marks=pytest.mark.peer),
+    ],
+)
+def rig(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PaxosRig]:
+    """Give two hosts with a lease daemon each."""
+    with paxos_rig(tmp_path_factory.mktemp("paxos"), request.param) as rig:
         yield rig
 
 
@@ -83,8 +95,12 @@ def test_files_are_made_as_libvirt_makes_them(place: Place) -> None:
         assert stat.S_IMODE(found.st_mode) == 0o600
     assert not list(place.leases.glob(".*"))
     assert guest.driver.inquire(guest.owner) == f"{SPACE}:{name}:{place.leases / name}:0:1"
-    seen = place.rig.peers[1].read_owners(Resource(SPACE, name, str(place.leases / name), 0))
-    assert [host.host_id for host in seen] == [1]
+    file = wire.Disk(os.fsencode(place.leases / name))
+    with place.daemon(1) as daemon:
+        _, owners = daemon.read_resource_owners(
+            wire.Resource(SPACE.encode(), name.encode(), (file,))
+        )
+    assert [host.host_id for host in owners] == [1]
 
 
 def test_of_two_hosts_that_make_a_file_at_once_one_wins(place: Place) -> None:
@@ -120,7 +136,7 @@ def test_explicit_leases(place: Place) -> None:
     assert state.startswith(f"{SPACE}:explicit:{lease.path}:0:1 ")
     with pytest.raises(ResourceBusy, match="lease explicit of lockspace") as refusal:
         two.acquire(lease)
-    assert refusal.value.code == -243
+    assert refusal.value.code in (-243, -247)  # not seen to renew yet, right after its join
     assert "held by host 1" in str(refusal.value)
     shared = lease._replace(mode=Mode.SHARED)
     one.release(lease)
