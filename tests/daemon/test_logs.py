@@ -222,6 +222,25 @@ def test_open_log_obeys_the_options(tmp_path: Path) -> None:
     assert texts(ring) == [b"quiet", b"loud"]
 
 
+def test_syslog_gets_what_is_urgent_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the priority of each line, and the daemon's facility."""
+    sent: list[tuple[int, str]] = []
+    opened: list[tuple[object, ...]] = []
+    monkeypatch.setattr(logs.syslog, "syslog", lambda *args: sent.append(args))
+    monkeypatch.setattr(logs.syslog, "openlog", lambda *args: opened.append(args))
+    ring = open_log(DaemonOptions(log_file_priority=-1, syslog_priority=3))
+    ring.start_writers()
+    log.warning("quiet")
+    log.error("loud")
+    log.critical("louder")
+    ring.detach(10)
+    assert opened == [("sanlock", logs.syslog.LOG_PID, logs.syslog.LOG_DAEMON)]
+    assert [(priority, text.split("]: ")[1]) for priority, text in sent] == [
+        (3, "loud"),
+        (2, "louder"),
+    ]
+
+
 def test_a_daemon_without_its_log_file_goes_on(tmp_path: Path) -> None:
     """A log file that cannot be opened is said in the log that there is."""
     options = DaemonOptions(log_file_priority=4, syslog_priority=-1)
