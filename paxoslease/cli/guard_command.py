@@ -244,7 +244,8 @@ def _one_life(plan: _Plan, watch: Watch | None, process: OwnerProcess) -> tuple[
             raise
         with interrupts.forwarded(supervisor), _resumed_by_signal(supervisor):
             status = supervisor.run()
-        _release(plan, process)
+        if not supervisor.lost:
+            _release(plan, process)
         return supervisor.lost, status
 
 

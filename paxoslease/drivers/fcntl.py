@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
+from uuid import uuid4
 
 from paxoslease.drivers.base import (
     Disk,
@@ -117,8 +118,24 @@ class FcntlDriver(Driver):
 
     def watch(self) -> FcntlWatch:
         """Return what tells of the daemon's end, which loses all locks."""
+        return FcntlWatch(self._supervising)
+
+    def _supervising(self) -> LockConnection:
+        """Return a connection on which nothing more will be said.
+
+        It is registered, because a virtlockd that restarts in place loses everything when one of
+        its clients is not (spec/lock-drivers.md 7.5). The owner that it names is this process,
+        which has no locks: its end changes nothing.
+        """
         with self._translated("the lock daemon"):
-            return FcntlWatch(self._daemon)
+            connection = self._daemon()
+            try:
+                connection.register(LockOwner(uuid4().bytes, b"supervisor", 1, os.getpid()))
+                connection.restrict()
+            except BaseException:
+                connection.close()
+                raise
+        return connection
 
     # -- owners --------------------------------------------------------------------------------
 

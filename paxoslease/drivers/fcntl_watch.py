@@ -1,10 +1,6 @@
 """How a supervisor learns that the lock daemon has ended, and all locks with it.
 
-A connection on which nothing more is ever said ends with the daemon. It is registered, because a
-virtlockd that restarts in place loses everything when one of its clients is not; the owner it names
-is the supervisor itself, which has no locks, so its end changes nothing.
-
-Source: spec/lock-drivers.md 7.3 to 7.5.
+A connection on which nothing more is ever said ends with the daemon.
 """
 
 from __future__ import annotations
@@ -13,15 +9,13 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from uuid import uuid4
 
 from paxoslease.drivers.base import Owner, Watch
 from paxoslease.lockd.client import LockConnection
-from paxoslease.lockd.client import Owner as LockOwner
 
 
 class FcntlWatch(Watch):
-    """Listens for the daemon's end. Raises LockDaemonLost when it is made."""
+    """Listens for the daemon's end on what `connect` makes. Raises what `connect` raises."""
 
     def __init__(self, connect: Callable[[], LockConnection]) -> None:
         self._connect = connect
@@ -36,8 +30,6 @@ class FcntlWatch(Watch):
     def _connected(self) -> LockConnection:
         connection = self._connect()
         try:
-            connection.register(LockOwner(uuid4().bytes, b"supervisor", 1, os.getpid()))
-            connection.restrict()
             self._epoll.register(connection.fileno(), select.EPOLLIN)
         except BaseException:
             connection.close()
@@ -69,7 +61,7 @@ class FcntlWatch(Watch):
                 return True
 
     def forget(self) -> None:
-        """Listen to the daemon that is there now. Raises LockDaemonLost, LockRefused."""
+        """Listen to the daemon that is there now."""
         if self._lost:
             self._connection = self._connected()
             self._lost = ""

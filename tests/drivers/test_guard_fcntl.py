@@ -1,0 +1,182 @@
+"""`paxoslease guard` with record locks: what it does when the lock daemon ends."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from paxoslease.drivers.processes import Handle
+from tests.cli.tool import COMMAND, await_that, call, refused
+from tests.drivers.test_guard import COUNTER
+from tests.lockd.rig import LockDaemon, our_daemon
+
+
+class Bench:
+    """A lock daemon that can be ended and started again, and a guest."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.directory = directory
+        self._stack = stack
+        self.progress = directory / "progress"
+        self.disk = directory / "disk.img"
+        self.disk.touch()
+        self.start_daemon()
+
+    def start_daemon(self) -> None:
+        """Start a lock daemon, which knows nothing of those before it."""
+        self.daemon: LockDaemon = self._stack.enter_context(our_daemon(self.directory))
+
+    def arguments(self, *more: object) -> list[str]:
+        """Return the command line of a guard, without what it runs."""
+        socket = f"socket={self.directory / 'socket'}"
+        words = ["guard", "--driver", "fcntl", "--option", socket, "--disk", str(self.disk)]
+        return [*words, *map(str, more), "--"]
+
+    @contextmanager
+    def guard(self, *more: object) -> Iterator[subprocess.Popen[str]]:
+        """Run the counter under a guard; both are gone when the block ends."""
+        command = [*COMMAND, *self.arguments(*more)]
+        command += [sys.executable, "-c", COUNTER, str(self.progress)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                await_that(lambda: self.progress.exists() or process.poll() is not None, "it runs")
+                assert process.poll() is None
+                yield process
+            finally:
+                process.kill()
+                with Handle(self.pid) as guest:
+                    guest.signal_group(signal.SIGKILL)
+                    guest.wait_gone(5)
+
+    @property
+    def pid(self) -> int:
+        """Return the pid of the counter."""
+        return int(self.progress.read_text().split()[0])
+
+    @property
+    def count(self) -> int:
+        """Return how far the counter has come."""
+        return int(self.progress.read_text().split()[1])
+
+    def runs(self) -> None:
+        """Wait until the counter has gone on."""
+        before = self.count
+        await_that(lambda: self.count > before, "the guest runs")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """Give a lock daemon."""
+    with ExitStack() as stack:
+        yield Bench(tmp_path, stack)
+
+
+def line(guard: subprocess.Popen[str]) -> str:
+    """Return the next line that a guard says."""
+    assert guard.stderr is not None
+    return guard.stderr.readline()
+
+
+def test_one_at_a_time(bench: Bench) -> None:
+    """A second guard is refused, and waits if that is wanted."""
+    with bench.guard() as guard:
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(20) == 128 + signal.SIGTERM
+    assert call(*bench.arguments("--wait", 10), "sh", "-c", "exit 3").code == 3
+
+
+def test_a_restart_in_place_changes_nothing(bench: Bench) -> None:
+    """The guest goes on, and still excludes others."""
+    with bench.guard() as guard:
+        bench.daemon.send_signal(signal.SIGUSR1)
+        await_that(lambda: bench.daemon.log.read_text().count("listens on") == 2, "it restarts")
+        bench.runs()
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+        assert guard.poll() is None
+
+
+def test_poweroff(bench: Bench) -> None:
+    """The locks ended with the daemon: so does the guest."""
+    with bench.guard() as guard:
+        bench.daemon.end(signal.SIGKILL)
+        assert guard.wait(20) == 5
+        assert "the lock daemon has ended, and its locks with it; it is stopped" in line(guard)
+
+
+def test_poweroff_of_a_guest_that_does_not_listen(bench: Bench) -> None:
+    """SIGKILL follows."""
+    stubborn = "trap '' TERM; echo $$ 1 > $0; while :; do sleep 0.1; done"
+    command = [*COMMAND, *bench.arguments("--stop-after", 1)]
+    command += ["sh", "-c", stubborn, str(bench.progress)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as guard:
+        await_that(lambda: bench.progress.exists() and bench.progress.read_text(), "it runs")
+        bench.daemon.end(signal.SIGKILL)
+        assert guard.wait(20) == 5
+        assert "is stopped" in line(guard)
+        assert "has not ended within 1 s and is killed" in line(guard)
+        with Handle(bench.pid) as guest:
+            assert guest.is_gone
+
+
+def test_pause_and_resume(bench: Bench) -> None:
+    """It stands still without locks, and goes on when a new daemon gives them again."""
+    with bench.guard("--on-lockfailure", "pause") as guard:
+        bench.daemon.end(signal.SIGKILL)
+        assert "cannot be released" in line(guard)
+        assert "it is paused" in line(guard)
+        stood_at = bench.count
+        guard.send_signal(signal.SIGCONT)
+        assert "it stays paused: lock driver fcntl: no daemon at" in line(guard)
+        bench.start_daemon()
+        assert bench.count == stood_at
+        guard.send_signal(signal.SIGCONT)
+        assert "has its locks again" in line(guard)
+        bench.runs()
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+        bench.daemon.end(signal.SIGKILL)
+        line(guard)
+        assert "it is paused" in line(guard)
+
+
+def test_restart(bench: Bench) -> None:
+    """It is started anew when there is a daemon again."""
+    with bench.guard("--on-lockfailure", "restart") as guard:
+        first = bench.pid
+        bench.daemon.end(signal.SIGKILL)
+        assert "it is stopped" in line(guard)
+        assert "started again as soon as" in line(guard)
+        assert "not yet: lock driver fcntl: no daemon at" in line(guard)
+        bench.start_daemon()
+        await_that(lambda: bench.pid != first, "it is started again")
+        bench.runs()
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(20) == 128 + signal.SIGTERM
+
+
+def test_ignore(bench: Bench) -> None:
+    """It goes on, which is said; its own exit code is passed on."""
+    with bench.guard("--on-lockfailure", "ignore") as guard:
+        bench.daemon.end(signal.SIGKILL)
+        assert "it goes on without locks, as was wanted" in line(guard)
+        bench.runs()
+        guard.send_signal(signal.SIGTERM)
+        assert guard.wait(20) == 128 + signal.SIGTERM
+
+
+def test_a_restart_that_is_interrupted_ends(bench: Bench) -> None:
+    """While it waits for its locks a signal ends the guard itself."""
+    with bench.guard("--on-lockfailure", "restart") as guard:
+        bench.daemon.end(signal.SIGKILL)
+        for _ in range(3):
+            said = line(guard)
+        assert "not yet" in said
+        guard.send_signal(signal.SIGINT)
+        assert guard.wait(20) == 128 + signal.SIGINT
