@@ -86,6 +86,11 @@ class Daemon:
         self.end_signal = number
         self._ended.set()
 
+    @property
+    def is_ending(self) -> bool:
+        """Tell whether the end was asked for."""
+        return self._ended.is_set()
+
     async def finished(self) -> None:
         """Wait for the end, then stop every process that loses its locks by it."""
         await self._ended.wait()
@@ -167,7 +172,7 @@ class Daemon:
 
     def _look_at_clients(self) -> None:
         """Accept while there is room for one more; end when nobody has come for long."""
-        if self._ended.is_set():
+        if self.is_ending:
             return
         if len(self.connections) < self.settings.max_clients:
             if not self._is_accepting:

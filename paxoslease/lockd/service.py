@@ -98,8 +98,8 @@ class _Restart:
         self._trial: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> None:
-        """Start the trial, unless it is under way."""
-        if self._trial is not None:
+        """Start the trial, unless it is under way or the daemon is ending anyway."""
+        if self._trial is not None or self._daemon.is_ending:
             return
         loop = asyncio.get_running_loop()
         try:
@@ -125,5 +125,7 @@ class _Restart:
         self._trial = None
         if status:
             _log.error("restart_failed error=%s", f"the new program ends with status {status}")
+            return
+        if self._daemon.is_ending:
             return
         handover.execute(self._daemon, self._pid_file)

@@ -124,10 +124,13 @@ def our_daemon(
     *options: object,
     environment: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    descriptors_max: int | None = None,
 ) -> Iterator[LockDaemon]:
     """Give a daemon of ours that listens at `socket` in a directory."""
     path, log = directory / "socket", directory / "log"
     command = [*COMMAND, "--socket", str(path), *map(str, options)]
+    if descriptors_max is not None:
+        command = ["prlimit", f"--nofile={descriptors_max}", *command]
     with _started(command, log, environment, cwd=cwd) as made:
         daemon = LockDaemon(made, path, log)
         # A socket there may be an older daemon's.

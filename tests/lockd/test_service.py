@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from paxoslease.lockd.client import LockRefused
 from tests.lockd.outside import is_free, locked
 from tests.lockd.rig import (
     COMMAND,
@@ -120,11 +121,50 @@ def test_the_time_out_waits_for_clients_and_locks(tmp_path: Path, image: Path) -
         assert daemon.said("no client for long")
 
 
+def test_a_restart_does_not_undo_the_end(tmp_path: Path, image: Path) -> None:
+    """SIGUSR1 while guests are being stopped changes nothing: the daemon ends."""
+    with our_daemon(tmp_path) as daemon:
+        with (
+            owner_process(daemon.path, "stubborn") as guest,
+            daemon.connect(guest.pid) as manager,
+        ):
+            manager.acquire(b"", bytes(image))
+            daemon.send_signal(signal.SIGTERM)
+            await_that(lambda: daemon.said("was sent signal"), "the guest is being stopped")
+            daemon.send_signal(signal.SIGUSR1)
+            assert daemon.process.wait(LIMIT_S) == 0
+            assert guest.wait(1) == -signal.SIGKILL
+        assert daemon.log.read_text().count("listens on") == 1
+
+
+def test_no_descriptor_left(tmp_path: Path, image: Path) -> None:
+    """Out of descriptors the daemon refuses, keeps its locks, and recovers when clients leave."""
+    others = [tmp_path / f"other{number}" for number in range(3)]
+    with our_daemon(tmp_path, descriptors_max=30) as daemon, daemon.connect(10) as connection:
+        connection.acquire(b"", bytes(image))
+        clients = [Raw(daemon.path) for _ in range(20)]
+        await_that(lambda: daemon.said("can be accepted") or daemon.said("told"), "it is full")
+
+        def acquire_more() -> None:
+            for other in others:
+                other.touch()
+                connection.acquire(b"", bytes(other))
+
+        with pytest.raises(LockRefused, match="Too many open files"):
+            acquire_more()
+        assert not is_free(image)
+        for client in clients:
+            client.socket.close()
+        with daemon.connect(11) as late:
+            late.create_lockspace(b"")
+        assert not is_free(image)
+
+
 def test_clients_cannot_lock_the_daemons_own_files(tmp_path: Path) -> None:
     """The pid file stays locked by the daemon, whatever clients ask for."""
     with our_daemon(tmp_path) as daemon, daemon.connect(10) as connection:
         own = tmp_path / "socket.pid"
-        with pytest.raises(Exception, match="is locked"):
+        with pytest.raises(LockRefused, match="is locked"):
             connection.acquire(b"", bytes(own))
         assert not is_free(own)
 
