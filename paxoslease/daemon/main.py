@@ -159,7 +159,6 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     name = os.fsencode(handed_over.host_name) if handed_over else host_name_of(options)
     journal = Journal(journal_path, notes)
     journal.begin()
-    engine()  # its threads are to run before priorities are set
     daemon = Daemon(options, name, journal, started.log)
     daemon.identity = started.identity
     daemon.handle(
@@ -174,6 +173,7 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     if started.helper is not None:
         daemon.use_helper(started.helper)
     lock_memory(options.mlock_level)
+    engine()  # its threads are to run before priorities are set
     if options.high_priority:
         set_priority()
     _log.warning(

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 PRIVILEGED: Final = "SANLOCK_PRIVILEGED"
 DEFAULT_NAME: Final = "sanlock"
-_MCL_CURRENT, _MCL_FUTURE = 1, 2
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _PR_SET_DUMPABLE: Final = 4
 _STACK_BYTES: Final = 1 << 20
 _UNLIMITED: Final = ("MEMLOCK", "RTPRIO", "CORE")
@@ -149,17 +149,17 @@ def set_priority() -> bool:
 def lock_memory(level: int) -> bool:
     """Keep the daemon's memory from being paged out: 0 none of it, 1 what is there, 2 all.
 
-    False, and a line in the log, when that is not allowed. With level 2 the stacks of later threads
-    are in memory too, so they are made small.
+    To be called when all code is loaded and before threads and buffers are there: what comes later
+    stays in memory once it has been used (level 1), or is there from the start (level 2). False,
+    and a line in the log, when that is not allowed.
     """
+    threading.stack_size(_STACK_BYTES)
     if level not in (1, 2):
         return True
-    flags = _MCL_CURRENT | (_MCL_FUTURE if level == 2 else 0)
-    if _libc().mlockall(flags) != 0:
+    later = _MCL_FUTURE if level == 2 else _MCL_FUTURE | _MCL_ONFAULT
+    if _libc().mlockall(_MCL_CURRENT) != 0 or _libc().mlockall(later) != 0:
         _log.error("mlockall %d failed: %s", level, os.strerror(ctypes.get_errno()))
         return False
-    if level == 2:
-        threading.stack_size(_STACK_BYTES)
     return True
 
 
