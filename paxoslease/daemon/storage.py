@@ -212,7 +212,9 @@ async def read_resource_owners(daemon: Daemon, call: Call) -> None:
         return
     hosts = [wire.Host(host_id, generation) for host_id, generation in owners.shared]
     if owners.exclusive is not None:
-        hosts.insert(0, wire.Host(*owners.exclusive, timestamp=owners.leader.timestamp))
+        owner = wire.Host(*owners.exclusive, timestamp=owners.leader.timestamp)
+        # A host that is converting shows both; it is told of once.
+        hosts = [owner, *(host for host in hosts if host.host_id != owner.host_id)]
     flags = wanted.flags | (wire.ResourceFlag.SHARED if owners.shared else 0)
     found = wanted._replace(lver=owners.leader.lver, flags=flags)
     body = wire.pack_resource(found, with_disks=False)

@@ -8,7 +8,7 @@ Source: spec/wire-protocol.md 11.2, 11.4 and 11.5; spec/disk-format.md 4.2 and 5
 
 from __future__ import annotations
 
-from paxoslease.disk.layout import MIB, PROBE_BYTES, Area
+from paxoslease.disk.layout import PROBE_BYTES, Area, default_sizes
 from paxoslease.disk.records import (
     Leader,
     Where,
@@ -69,7 +69,8 @@ def read_resource_owners(
 
     Raises UnsuitableDevice (other sizes, or nothing there), BadRecord, DiskTimeout, DiskError.
     """
-    data = yield Read(path, offset, align_size or MIB, _TIMING.io_us)
+    length = align_size or default_sizes(sector_size or 512).align_size
+    data = yield Read(path, offset, length, _TIMING.io_us)
     leader = unpack_leader(data)
     found = (leader.sector_size, leader.align_size)
     wanted = (sector_size or found[0], align_size or found[1])

@@ -102,7 +102,7 @@ def test_resources_that_are_none() -> None:
     assert code_of(desk, read_resource("/d", 2 * MIB, None, None)) == -223
     assert code_of(desk, read_resource_owners("/d", MIB, b"", b"r")) == -226
     assert code_of(desk, read_resource_owners("/d", 2 * MIB, b"ls", b"r")) == -22
-    assert code_of(desk, read_resource_owners("/d", MIB, b"ls", b"r", 4096)) == -22
+    assert code_of(desk, read_resource_owners("/d", MIB, b"ls", b"r", 4096, MIB)) == -22
     assert code_of(desk, read_resource_owners("/d", MIB, b"ls", b"r", 512, MIB // 2)) == -22
     alter(desk, MIB, num_hosts=1 << 60, resource_name=pad_name(b"r"))
     assert code_of(desk, read_resource_owners("/d", MIB, b"ls", b"r")) == -228
