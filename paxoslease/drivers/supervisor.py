@@ -170,14 +170,14 @@ class Supervisor:
             self._guest.signal_group(signal.SIGKILL)
             return
         self._phase = _Phase.PAUSED
-        try:
-            self._driver.release(self._owner, self._resources, want_state=False)
-        except PaxosleaseError as error:
-            self._tell(f"what is left of its locks cannot be released: {error}")
         self._tell(
             f"{reason}; it is paused (process {self._owner.pid} is stopped). "
             f"`kill -CONT {os.getpid()}` resumes it when its locks are to be had again"
         )
+        try:
+            self._driver.release(self._owner, self._resources, want_state=False)
+        except PaxosleaseError as error:
+            self._tell(f"what may be left of its locks is not released: {error}")
 
     def _try_to_resume(self) -> None:
         try:

@@ -129,8 +129,8 @@ def test_pause_and_resume(bench: Bench) -> None:
     """It stands still without locks, and goes on when a new daemon gives them again."""
     with bench.guard("--on-lockfailure", "pause") as guard:
         bench.daemon.end(signal.SIGKILL)
-        assert "cannot be released" in line(guard)
         assert "it is paused" in line(guard)
+        assert "is not released" in line(guard)
         stood_at = bench.count
         guard.send_signal(signal.SIGCONT)
         assert "it stays paused: lock driver fcntl: no daemon at" in line(guard)
@@ -141,7 +141,6 @@ def test_pause_and_resume(bench: Bench) -> None:
         bench.runs()
         refused(call(*bench.arguments(), "true"), 4, "is in use")
         bench.daemon.end(signal.SIGKILL)
-        line(guard)
         assert "it is paused" in line(guard)
 
 
