@@ -22,11 +22,13 @@ from paxoslease.disk.layout import PROBE_BYTES, Area
 from paxoslease.disk.records import (
     Leader,
     Where,
+    check_delta_version,
     cut_name,
     overwrite_name,
     pack_leader,
     parse_delta,
     same_name,
+    unpack_leader,
 )
 from paxoslease.errors import (
     Cancelled,
@@ -97,17 +99,22 @@ NOTHING_ADVERTISED = Advertised()
 
 
 def open_lockspace(path: str, offset: int, name: bytes, timing: Timing) -> Protocol[Lockspace]:
-    """Find out the sizes of the lockspace at a place, and that it is the one named.
+    """Find out the sizes of the lockspace at a place.
 
-    Raises BadRecord (not a lockspace, another name, impossible sizes), DiskTimeout, DiskError.
+    They are in the record of host 1. Only they are taken from it, so that damage to that record
+    keeps no other host out; whether the lockspace is the one named shows in the own record.
+
+    Raises BadRecord (not a lockspace, impossible sizes), DiskTimeout, DiskError.
     """
     data = yield Read(path, offset, PROBE_BYTES, timing.io_us)
-    leader = parse_delta(data, Where(path, offset), name)
+    leader = unpack_leader(data)
+    where = Where(path, offset)
+    check_delta_version(leader, where)
     sizes = leader.sizes
     if sizes is None:
         found = f"{leader.sector_size} with flags {leader.flags:#x}"
-        where = Where(path, offset)
-        raise where.bad("delta lease", "sector_size", "a legal pair of sizes", found, -230)
+        number = -230 if leader.sector_size in (512, 4096) else -225
+        raise where.bad("delta lease", "sector_size", "a legal pair of sizes", found, number)
     return Lockspace(name, Area(path, offset, sizes))
 
 

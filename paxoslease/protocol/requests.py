@@ -207,7 +207,7 @@ def set_event(
         raise ConfigError("host event", f"{tuple(event)} does not fit into 64 bits each")
     if event.event == 0:
         return state._replace(event=NO_EVENT, targets=(), event_end_us=0)
-    if state.event.event and state.event != event and not replace:
+    if state.event.event not in (0, event.event) and not replace:
         raise EventBusy(state.lockspace, state.event.event)
     wanted = state.everybody if host_id == 0 else tuple(h for h in (host_id,) if h != state.own_id)
     if state.event == event:

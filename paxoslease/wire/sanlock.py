@@ -591,9 +591,9 @@ def payload_need(header: Header, payload: bytes, resources_max: int = RESOURCES_
     """Return how many bytes of payload there must be at least, given those that there are.
 
     When the answer is the number of bytes that are there, the payload is complete. The need grows
-    while resources tell how many disks they have. An ACQUIRE or RELEASE of too many resources, or
-    a resource with too many disks, counts as having none of them: it is refused, and what follows
-    is not understood any more.
+    while resources tell how many disks they have. An ACQUIRE or RELEASE of too many resources,
+    which is refused, has what its header says, up to a limit. A resource with too many disks counts
+    as having none.
     """
     command = header.command
     fixed = _FIXED.get(command)  # type: ignore[call-overload]
@@ -606,7 +606,7 @@ def payload_need(header: Header, payload: bytes, resources_max: int = RESOURCES_
         return _need_of_resources(payload, 1)
     if command == Command.ACQUIRE:
         if header.data > resources_max:
-            return 0
+            return _stated(header)
         return _need_of_resources(payload, header.data) + OPTIONS_BYTES
     if command == Command.RELEASE:
         if header.flags & ReleaseFlag.ALL:
@@ -614,11 +614,17 @@ def payload_need(header: Header, payload: bytes, resources_max: int = RESOURCES_
         count = 2 if header.flags & ReleaseFlag.RENAME else header.data
         if header.flags & ReleaseFlag.ORPHAN:
             count = 1
-        return RESOURCE_BYTES * count if count <= RELEASES_MAX else 0
+        return RESOURCE_BYTES * count if count <= RELEASES_MAX else _stated(header)
     return 0
 
 
 RELEASES_MAX: Final = 1024
+STATED_MAX: Final = 1 << 20
+
+
+def _stated(header: Header) -> int:
+    """Return the size of a payload that is only read to be dropped."""
+    return min(max(0, header.length - HEADER_BYTES), STATED_MAX)
 
 
 def _need_of_resources(payload: bytes, count: int) -> int:
