@@ -367,6 +367,12 @@ def parse_host_sector(data: bytes, where: Where) -> HostSector:
     return sector
 
 
+def unpack_host_sector(data: bytes) -> tuple[HostSector, int]:
+    """Return a host sector and the checksum in its dblock, whatever they are."""
+    sector, _, found = _unpack_host_sector(data[:HOST_SECTOR_BYTES])
+    return sector, found
+
+
 @lru_cache(maxsize=8192)
 def _unpack_host_sector(data: bytes) -> tuple[HostSector, int, int]:
     mbal, bal, inp, inp2, inp3, lver, found, flags = _DBLOCK.unpack_from(data)
