@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ class Client:
         self.killpath_args = b""
         self.killpath_pid = False
         self.tokens: list[Token] = []
+        self._places: list[Token] = []
         self.stopping: dict[Space, HeldProcess] = {}
         self.is_busy = False
         self.command_active = 0
@@ -72,6 +73,23 @@ class Client:
             allows_sigterm=not self.restricted & wire.RestrictFlag.SIGTERM,
             allows_sigkill=not self.restricted & wire.RestrictFlag.SIGKILL,
         )
+
+    def arrange(self, tokens: Sequence[Token]) -> None:
+        """Put new tokens in the places of earlier ones that are free, in this order.
+
+        Places are what INQUIRE tells leases by, as the original does.
+        """
+        for token in tokens:
+            place = next((i for i, t in enumerate(self._places) if t not in self.tokens), None)
+            if place is None:
+                self._places.append(token)
+            else:
+                self._places[place] = token
+
+    def in_places(self) -> list[Token]:
+        """Return the tokens in the order of their places."""
+        placed = [token for token in self._places if token in self.tokens]
+        return placed + [token for token in self.tokens if token not in placed]
 
     def spaces(self) -> set[Space]:
         """Return the lockspaces in which the client holds leases."""
@@ -110,6 +128,7 @@ class Client:
             "killpath": self.killpath.hex(),
             "killpath_args": self.killpath_args.hex(),
             "killpath_pid": self.killpath_pid,
+            "is_muted": self.connection is not None and self.connection.is_muted,
         }
 
     def update_wishes(self) -> None:

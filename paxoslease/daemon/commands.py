@@ -28,13 +28,12 @@ async def register(daemon: Daemon, call: Call) -> None:
     client = Client(connection.number, connection.peer_pid, connection)
     connection.client = client
     daemon.clients.add(client)
-    daemon.journal.client_changed(client)
+    daemon.registered(client, connection)
 
 
 async def restrict(daemon: Daemon, call: Call) -> None:
     """RESTRICT: which signals a client must not get; or that nothing more is asked here."""
     flags = wire.RestrictFlag(call.header.flags & 0x7)
-    await call.reply(0)
     if flags & wire.RestrictFlag.ALL:
         call.connection.is_muted = True
     client = call.connection.client
@@ -42,6 +41,7 @@ async def restrict(daemon: Daemon, call: Call) -> None:
         client.restricted = flags
         client.update_wishes()
         daemon.journal.client_changed(client)
+    await call.reply(0)
 
 
 async def killpath(daemon: Daemon, call: Call) -> None:

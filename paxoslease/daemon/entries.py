@@ -32,15 +32,18 @@ class Phase(Enum):
 
 
 class Token:
-    """One client's hold on an entry."""
+    """One client's hold on an entry. origin: of the request for which it was acquired (slip.py)."""
 
-    __slots__ = ("client", "entry", "is_persistent", "number")
+    __slots__ = ("client", "entry", "is_persistent", "number", "origin")
 
-    def __init__(self, number: int, client: Client, entry: Entry, is_persistent: bool) -> None:
+    def __init__(
+        self, number: int, client: Client, entry: Entry, is_persistent: bool, origin: int = 0
+    ) -> None:
         self.number = number
         self.client = client
         self.entry = entry
         self.is_persistent = is_persistent
+        self.origin = origin
 
 
 class Entry:
@@ -93,7 +96,7 @@ class Entry:
             "number": self.number,
             "phase": self.phase.value,
             "shared": self.shared,
-            "tokens": [[t.client.number, t.number, t.is_persistent] for t in self.tokens],
+            "tokens": [[t.client.number, t.number, t.is_persistent, t.origin] for t in self.tokens],
             "pid": self.pid,
             "killpath": self.killpath.hex(),
             "killpath_args": self.killpath_args.hex(),

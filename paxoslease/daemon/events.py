@@ -11,11 +11,13 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from paxoslease.daemon.bridge import finished
 from paxoslease.daemon.clients import killpath_words
 from paxoslease.daemon.entries import Entry, Phase
+from paxoslease.daemon.keeper import EVENT, Keeper
 from paxoslease.daemon.refusal import Refusal
 from paxoslease.engine.operation import now_us
 from paxoslease.engine.processes import Process, Wishes
@@ -38,8 +40,9 @@ _END_WORD: Final = struct.pack("<I", 1)
 class Listeners:
     """The event connections of one lockspace. The daemon only sends on them."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, keeper: Keeper) -> None:
         self._space = space
+        self._keeper = keeper
         self._sockets: list[socket.socket] = []
         self.attention = Attention()
 
@@ -57,6 +60,14 @@ class Listeners:
         """Take a connection over."""
         listener.setblocking(False)
         self._sockets.append(listener)
+        self.keep(listener)
+
+    def keep(self, listener: socket.socket) -> None:
+        """Have a copy of a connection kept, in case the daemon dies."""
+        self._keeper.keep(self._key(listener), listener.fileno())
+
+    def _key(self, listener: socket.socket) -> bytes:
+        return EVENT + b"%s:%d" % (self._space.name.hex().encode(), listener.fileno())
 
     def descriptors(self) -> list[int]:
         """Return the descriptors of the connections."""
@@ -95,6 +106,9 @@ class Listeners:
 
     def _drop(self, listener: socket.socket) -> None:
         self._sockets.remove(listener)
+        self._keeper.drop(self._key(listener))
+        with suppress(OSError):  # the client has gone, or is told at once
+            listener.shutdown(socket.SHUT_RDWR)
         listener.close()
 
 

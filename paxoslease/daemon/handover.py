@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paxoslease.daemon.bridge import in_thread
 from paxoslease.daemon.connection import Connection
+from paxoslease.daemon.inherit import Inheritance
+from paxoslease.daemon.slip import Slip
 from paxoslease.daemon.spaces import Stage
 from paxoslease.engine.adoption import quiesce, wake
 from paxoslease.engine.watchdog_base import WatchdogState
@@ -71,22 +73,37 @@ def _descriptors(handover: Handover) -> list[int]:
     return [
         *handover.kept.values(),
         *(one["fd"] for one in handover.connections),
+        *(fd for one in handover.connections for fd in one["slip"]),
         *(fd for fds in handover.listeners.values() for fd in fds),
         *(claim[1] for claim in handover.watchdogs.values() if claim[1] >= 0),
     ]
 
 
 def connections_of(handover: Handover) -> dict[int, Connection]:
-    """Return the connections that were handed over, by slot."""
+    """Return the connections that were handed over, by slot. Raises BadState, OSError."""
     found: dict[int, Connection] = {}
     for one in handover.connections:
         connection = Connection(one["number"], socket.socket(fileno=one["fd"]))
-        connection.partial = bytearray.fromhex(one["partial"])
-        connection.unsent = bytes.fromhex(one["unsent"])
-        connection.is_muted = one["is_muted"]
         connection.socket.setblocking(False)
+        connection.is_muted = one["is_muted"]
+        if one["slip"]:
+            connection.take_over(Slip(*one["slip"]))
+        else:
+            connection.partial = bytearray.fromhex(one["partial"])
+            connection.unsent = bytes.fromhex(one["unsent"])
+            connection.is_begun = one["is_begun"]
         found[connection.number] = connection
     return found
+
+
+def listeners_of(handover: Handover) -> dict[bytes, list[int]]:
+    """Return the event connections, by lockspace."""
+    return {bytes.fromhex(name): fds for name, fds in handover.listeners.items()}
+
+
+def inheritance_of(handover: Handover) -> Inheritance:
+    """Return the descriptors that were handed over. Raises OSError."""
+    return Inheritance(connections_of(handover), listeners_of(handover), watchdogs_of(handover))
 
 
 def watchdogs_of(handover: Handover) -> dict[bytes, WatchdogState]:

@@ -2,11 +2,13 @@
 
 Forked before the daemon starts a thread and before it gives up its identity. It gets requests over
 a socketpair and does nothing else. A signal goes through a pidfd that comes with the request, so it
-reaches the process that registered or nobody. It ends when the daemon does, and outlives whatever
-is sent to the daemon's process group.
+reaches the process that registered or nobody. It ends with the daemon, unless there is something
+to keep, and outlives whatever is sent to the daemon's process group.
 
 If it dies there is no other way to get root's rights back: that is said loudly, and signals are
 sent by the daemon itself from then on, which is enough for clients of its own user.
+
+It also keeps what must outlive the daemon, and then serves a successor (keeper.py).
 
 Requests and answers are single messages of the socketpair, which keeps their borders:
 
@@ -29,10 +31,12 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn
 
+from paxoslease.daemon import keeper
 from paxoslease.engine.operation import now_us
 
 _log = logging.getLogger(__name__)
@@ -124,6 +128,21 @@ class Helper:
             return False
         return True
 
+    def hand(self, message: bytes, descriptors: Sequence[int]) -> bool:
+        """Send a message of the keeper's; False when it must be tried again later. Never blocks."""
+        try:
+            if self._is_gone or keeper.is_half_full(self._channel):
+                return self._is_gone
+            rights = keeper.rights(descriptors)
+            self._channel.sendmsg([message], rights, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # too many on their way, of this user
+                return False
+            self._lose(str(error.strerror))
+        return True
+
     def read_answers(self) -> bool:
         """Take in what the helper has answered; False when it is gone."""
         while not self._is_gone:
@@ -143,6 +162,8 @@ class Helper:
     def _take(self, answer: bytes) -> None:
         self.answered_us = now_us()
         kind, pid, number, code = _MESSAGE.unpack(answer)
+        if kind == keeper.KEEP and code:
+            _log.critical("not_kept error=%s: a crash will end it", os.strerror(code))
         if kind != _SIGNAL or not code:
             return
         if code == errno.ESRCH:
@@ -155,36 +176,52 @@ class Helper:
             self._is_gone = True
             _log.critical("helper_gone pid=%d reason=%s", self.pid, reason)
 
-    def close(self) -> None:
-        """End the helper, and wait a little for its end: it does nothing that takes time."""
+    def close(self, *, is_over: bool = True) -> None:
+        """End the helper, and wait a little for its end: it does nothing that takes time.
+
+        is_over: nothing is to be kept for a successor. Otherwise it stays for that, maybe.
+        """
+        if not is_over:
+            self._is_gone = True
+            self._channel.close()
+            return
+        with suppress(OSError):
+            self._channel.settimeout(_END_S)
+            self._channel.send(keeper.farewell())
         self._is_gone = True
         self._channel.close()
         if self.pid <= 0:
             return
         with suppress(ChildProcessError), os.fdopen(os.pidfd_open(self.pid), "rb", 0) as handle:
-            if select.select([handle], [], [], _END_S)[0]:
+            poll = select.poll()  # select() knows no descriptor above 1023
+            poll.register(handle, select.POLLIN)
+            if poll.poll(_END_S * 1000):
                 os.waitpid(self.pid, 0)
             else:
                 _log.error("helper_stays pid=%d", self.pid)
         self.pid = -1
 
 
-def start_helper() -> Helper:
-    """Fork the helper. Only while the process has no threads. Raises OSError."""
+def start_helper(directory: str | None = None) -> Helper:
+    """Fork the helper. Only while the process has no threads. Raises OSError.
+
+    directory: the run directory, to be found there by a successor.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    keeper.widen(ours)
     # Nothing may end it before it has said what it ignores.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
     try:
         pid = os.fork()
         if pid == 0:
-            _be_helper(theirs, mask)
+            _be_helper(theirs, mask, directory)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
     return Helper(pid, ours)
 
 
-def _be_helper(channel: socket.socket, mask: Iterable[int]) -> NoReturn:
+def _be_helper(channel: socket.socket, mask: Iterable[int], directory: str | None) -> NoReturn:
     """Serve until the daemon is gone. Never returns into the daemon's code."""
     status = 1
     try:
@@ -196,7 +233,15 @@ def _be_helper(channel: socket.socket, mask: Iterable[int]) -> NoReturn:
         # Whatever the daemon has open is none of this process's business, its own lock least.
         os.closerange(3, channel.fileno())
         os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-        _serve(channel)
+        store = keeper.Store(directory or "")
+        if directory is not None:
+            store.open()
+        successor: socket.socket | None = channel
+        while successor is not None:
+            _serve(successor, store)
+            successor.close()
+            _let_go_of_terminal()
+            successor = store.await_successor()
         status = 0
     except OSError as error:
         os.write(2, f"sanlock helper: {error}\n".encode())
@@ -204,7 +249,16 @@ def _be_helper(channel: socket.socket, mask: Iterable[int]) -> NoReturn:
         os._exit(status)
 
 
-def _serve(channel: socket.socket) -> None:
+def _let_go_of_terminal() -> None:
+    """Let whoever waits for the end of the daemon's output see it."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.close(null)
+
+
+def _serve(channel: socket.socket, store: keeper.Store) -> None:
+    """Serve a daemon until it is gone."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     _answer(channel, _ALIVE, 0, 0, 0)
@@ -212,28 +266,22 @@ def _serve(channel: socket.socket) -> None:
         if not poll.poll(_ALIVE_MS):
             _answer(channel, _ALIVE, 0, 0, 0)
             continue
-        message, descriptors = _receive(channel)
+        try:
+            message, descriptors = keeper.receive(channel, _MESSAGE_MAX)
+        except ConnectionResetError:
+            return
         if not message:
             return
+        if len(message) >= 4 and int.from_bytes(message[:4], sys.byteorder) >= keeper.FIRST:
+            code = store.take(message, descriptors)
+            if code:
+                _answer(channel, keeper.KEEP, 0, 0, code)
+            continue
         try:
             _do(channel, message, descriptors)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-
-
-def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
-    """Return a message and what came with it; an empty one when the daemon is gone."""
-    space = socket.CMSG_SPACE(array.array("i").itemsize)
-    try:
-        message, ancillary, _, _ = channel.recvmsg(_MESSAGE_MAX, space, socket.MSG_CMSG_CLOEXEC)
-    except ConnectionResetError:
-        return b"", []  # gone, with answers that it had not read
-    descriptors = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors.frombytes(data[: len(data) // 4 * 4])
-    return message, list(descriptors)
 
 
 def _do(channel: socket.socket, message: bytes, descriptors: list[int]) -> None:
@@ -245,7 +293,7 @@ def _do(channel: socket.socket, message: bytes, descriptors: list[int]) -> None:
     elif kind == _RUN:
         words = message[_MESSAGE.size :].split(b"\0")[:-1]
         if words and os.fork() == 0:
-            _run(channel, words, descriptors[0])
+            _run(words, descriptors[0])
 
 
 def _send_signal(pidfd: int, number: int) -> int:
@@ -267,10 +315,12 @@ def _answer(channel: socket.socket, *fields: int) -> None:
         return
 
 
-def _run(channel: socket.socket, words: list[bytes], report: int) -> NoReturn:
+def _run(words: list[bytes], report: int) -> NoReturn:
     """Run a program and tell what became of it, in a process of its own: loading it can hang."""
     try:
-        channel.close()
+        # Whatever is kept must not be kept by this process, too.
+        os.closerange(3, report)
+        os.closerange(report + 1, os.sysconf("SC_OPEN_MAX"))
         for number in _IGNORED:
             signal.signal(number, signal.SIG_DFL)
         try:

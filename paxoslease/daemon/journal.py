@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from paxoslease.engine.state import boot_identity, dump_lease, dump_membership
-from paxoslease.errors import PaxosleaseError
+from paxoslease.errors import BadState, PaxosleaseError
 
 if TYPE_CHECKING:
     from paxoslease.daemon.clients import Client
@@ -74,18 +75,23 @@ class Journal:
         self.drop(f"c{client.number}")
 
     def space_changed(self, space: Space) -> None:
-        """Note a joined lockspace as it is now; one that is over is forgotten."""
+        """Note a joined lockspace as it is now, or that it is over and has to be cleared."""
         key = f"s{space.name.hex()}"
-        if space.membership is None or space.is_dead:
-            self.drop(key)
+        if space.membership is None:
             return
-        try:
-            state = space.membership.snapshot(space.outbox.state if space.outbox else None)
-        except PaxosleaseError as error:
-            _log.info("s%d is not to be continued: %s", space.number, error)
-            self.drop(key)
-            return
-        self._put(key, space.dump(dump_membership(state)))
+        if not space.is_dead:
+            try:
+                state = space.membership.snapshot(space.outbox.state if space.outbox else None)
+            except PaxosleaseError as error:
+                # Its failure is on its way to the loop.
+                _log.info("s%d is not to be continued: %s", space.number, error)
+            else:
+                self._put(key, space.dump(dump_membership(state)))
+                return
+        if key in self._lines:
+            # A successor has to see to it that its users end, as we do.
+            noted = json.loads(_text_of(self._lines[key].rstrip(b"\n")))
+            self._put(key, {**noted, "is_over": True})
 
     def space_ended(self, space: Space) -> None:
         """Forget a lockspace."""
@@ -135,7 +141,7 @@ class Journal:
         old = self._lines.pop(key, None)
         if old is not None:
             self._live -= len(old)
-            self._append(json.dumps({"key": key, "gone": True}).encode() + b"\n")
+            self._append(_line(key, {"gone": True}))
 
     def _append(self, line: bytes) -> None:
         if self._fd < 0:
@@ -145,12 +151,15 @@ class Journal:
             if self._written > max(_SMALL, _GROWTH * self._live):
                 self._rewrite()
         except OSError as error:
-            # Without a journal a crash costs what it costs elsewhere, too: the watchdog's reset.
-            _log.error(
+            # What is on the disk is out of date, which is worse than nothing. Without a journal a
+            # crash costs what it costs elsewhere, too: the clients, or the watchdog's reset.
+            _log.critical(
                 "journal_failed path=%s error=%s: a crash will lose leases", self._path, error
             )
             os.close(self._fd)
             self._fd = -1
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -170,40 +179,59 @@ class Journal:
 
     def dump(self) -> dict[str, dict[str, Any]]:
         """Return all that is noted, by key."""
-        return {key: json.loads(line) for key, line in self._lines.items()}
+        return {key: json.loads(_text_of(line.rstrip(b"\n"))) for key, line in self._lines.items()}
 
 
-def read_journal(path: str) -> dict[str, dict[str, Any]]:
+def read_journal(path: str) -> dict[str, dict[str, Any]] | None:
     """Read what a predecessor has left: the objects that count, by key.
 
-    A last line without an end, which its writer did not live to finish, does not count. Empty when
-    there is no file, or it is of another boot. Raises OSError.
+    None when there is no journal, or it is of another boot. A last line without an end, which its
+    writer did not live to finish, does not count. Raises BadState when a line is damaged: what it
+    said could be anything, so nothing of the journal may be believed. Raises OSError.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(_LINES_READ_MAX)
     except FileNotFoundError:
-        return {}
+        return None
     found: dict[str, dict[str, Any]] = {}
-    for line in data.split(b"\n")[:-1]:
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            value = json.loads(line)
+            value = json.loads(_text_of(line))
             key = value["key"]
         except (ValueError, KeyError, TypeError) as error:
-            _log.error("journal_damaged path=%s error=%s", path, error)
-            continue
-        if not isinstance(key, str) or not isinstance(value, dict):
-            continue
+            raise BadState("journal", f"line {number}", "what was written", str(error)) from None
         if value.get("gone"):
             found.pop(key, None)
         else:
             found[key] = value
     boot = found.pop("boot", {}).get("boot")
-    return found if boot == boot_identity() else {}
+    return found if boot == boot_identity() else None
+
+
+def salvage(path: str) -> list[dict[str, Any]]:
+    """Return what can be read of a damaged journal, right or wrong."""
+    found: list[dict[str, Any]] = []
+    with suppress(OSError), open(path, "rb") as file:
+        for line in file.read(_LINES_READ_MAX).split(b"\n"):
+            with suppress(ValueError):
+                value = json.loads(line[9:])
+                if isinstance(value, dict):
+                    found.append(value)
+    return found
 
 
 def _line(key: str, value: Mapping[str, Any]) -> bytes:
-    return json.dumps({**value, "key": key}, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps({**value, "key": key}, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _text_of(line: bytes) -> bytes:
+    """Return what a line says. Raises ValueError when it is not what was written."""
+    text = line[9:]
+    if len(line) < 9 or line[8:9] != b" " or int(line[:8], 16) != zlib.crc32(text):
+        raise ValueError("the checksum is wrong")
+    return text
 
 
 def _key(entry: Entry) -> str:

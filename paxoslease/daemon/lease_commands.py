@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from paxoslease.daemon.server import Daemon, Handler
 
 
+_UNKNOWN: Final = -202
+
+
 class Target:
     """The registered client that a command is for; it has one command at a time (6.2)."""
 
@@ -64,7 +67,9 @@ async def acquire(daemon: Daemon, call: Call) -> None:
         client.name = wire.parse_options(rest[: wire.OPTIONS_BYTES])
         flags = wire.AcquireFlag(call.header.flags & 0xF)
         try:
-            await daemon.registry.acquire_all(client, resources, flags)
+            await daemon.registry.acquire_all(
+                client, resources, flags, call.origin, is_again=call.is_again
+            )
         except AcquireFailed as failed:
             # The number of the resource that failed is told to those who ask in our version.
             which = failed.index + 1 if call.header.version == wire.BATCH_VERSION else 0
@@ -76,7 +81,11 @@ async def acquire(daemon: Daemon, call: Call) -> None:
 
 
 async def release(daemon: Daemon, call: Call) -> None:
-    """RELEASE: named leases, all of them, one under a new name, or orphans."""
+    """RELEASE: named leases, all of them, one under a new name, or orphans.
+
+    Begun before a restart and run again, what is not held any more was released by then. Whether
+    such a resource has got its new name is not known.
+    """
     flags = call.header.flags
     registry = daemon.registry
     with Target(daemon, call) as client:
@@ -89,7 +98,7 @@ async def release(daemon: Daemon, call: Call) -> None:
             first, second = _bare_resources(call, 2)
             token = _token(client, first)
             if token is None:
-                raise Refusal(errno.EPERM)
+                raise Refusal(_UNKNOWN if call.is_again else errno.EPERM)
             result = await _release_tokens(daemon, [token], second.name)
         else:
             if call.header.data > wire.RELEASES_MAX:
@@ -99,7 +108,7 @@ async def release(daemon: Daemon, call: Call) -> None:
             for wanted in _bare_resources(call, call.header.data):
                 token = _token(client, wanted, tokens)
                 if token is None:
-                    result = -errno.EPERM
+                    result = 0 if call.is_again else -errno.EPERM
                 else:
                     tokens.append(token)
             result = await _release_tokens(daemon, tokens) or result
@@ -135,7 +144,7 @@ async def inquire(daemon: Daemon, call: Call) -> None:
     """INQUIRE: the leases of a client, as text (9.3)."""
     with Target(daemon, call) as client:
         count = len(client.tokens)
-        text = b" ".join(_as_state(token) for token in client.tokens)
+        text = b" ".join(_as_state(token) for token in client.in_places())
     await call.reply(0, count, text + b"\0" if count else b"")
 
 
@@ -167,7 +176,8 @@ async def convert(daemon: Daemon, call: Call) -> None:
         token = _token(client, wanted)
         if token is None:
             raise Refusal(errno.ENOENT)
-        await daemon.registry.convert(token, shared=wanted.is_shared)
+        if not call.is_again or token.entry.shared != wanted.is_shared:
+            await daemon.registry.convert(token, shared=wanted.is_shared)
     await call.reply(0)
 
 
@@ -193,6 +203,8 @@ async def set_lvb(daemon: Daemon, call: Call) -> None:
     size = call.header.length - wire.HEADER_BYTES - wire.RESOURCE_BYTES
     if size > wire.LVB_MAX:
         call.connection.is_muted = True  # the bytes behind are no requests
+        if call.connection.client is not None:
+            daemon.journal.client_changed(call.connection.client)
         raise Refusal(errno.E2BIG)
     lvb, entry = _lvb(daemon, call)
     if size <= 0:
@@ -209,7 +221,7 @@ async def get_lvb(daemon: Daemon, call: Call) -> None:
     """GET_LVB: as it was read with the lease, or set since."""
     lvb, _ = _lvb(daemon, call)
     size = min(call.header.data2 or len(lvb), len(lvb))
-    await call.reply(0, call.header.data2, bytes(lvb[:size]))
+    await call.reply(0, 0, bytes(lvb[:size]))
 
 
 def _lvb(daemon: Daemon, call: Call) -> tuple[bytearray, Entry]:

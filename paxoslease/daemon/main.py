@@ -16,14 +16,17 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
-from paxoslease.daemon import commands, handover, indexes, logs, status, storage
+from paxoslease.daemon import commands, handover, indexes, keeper, logs, status, storage
 from paxoslease.daemon.handover import Handover
 from paxoslease.daemon.helper import Helper, start_helper
-from paxoslease.daemon.journal import Journal, read_journal
+from paxoslease.daemon.inherit import Inheritance, from_keeper, stop_everybody
+from paxoslease.daemon.journal import Journal, read_journal, salvage
 from paxoslease.daemon.logs import LogRing, open_log
+from paxoslease.daemon.manager import tell_manager
 from paxoslease.daemon.options import DaemonOptions
 from paxoslease.daemon.privileges import (
     Identity,
@@ -46,6 +49,8 @@ from paxoslease.daemon.run_directory import (
 )
 from paxoslease.daemon.server import BACKLOG, Daemon
 from paxoslease.engine.core import engine
+from paxoslease.engine.processes import act_through
+from paxoslease.errors import BadState, PaxosleaseError
 from paxoslease.wire.sanlock import RELEASE
 
 _log = logging.getLogger(__name__)
@@ -62,7 +67,10 @@ subprocess._USE_VFORK = False  # type: ignore[misc]
 
 
 class Started:
-    """What is there before the loop runs, new or from the image before this one."""
+    """What is there before the loop runs, new or from the image before this one.
+
+    inherited: what a keeper had of a predecessor that died.
+    """
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class Started:
         identity: Identity,
         log: LogRing,
         handed_over: Handover | None,
+        kept: Mapping[bytes, list[int]],
     ) -> None:
         self.directory = directory
         self.listener = listener
@@ -79,6 +88,7 @@ class Started:
         self.identity = identity
         self.log = log
         self.handed_over = handed_over
+        self.inherited = kept
 
     def kept(self) -> dict[str, int]:
         """Return the descriptors that the next image gets."""
@@ -94,6 +104,7 @@ def run(options: DaemonOptions) -> int:
     """Run a daemon until it is shut down; returns the exit code."""
     # A client that hangs up is an error of one call, also where the program was started like C's.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    _stop_plainly()
     handed_over = handover.receive()
     is_up: Callable[[], None] | None = None
     if handed_over is None and not options.foreground:
@@ -107,14 +118,22 @@ def run(options: DaemonOptions) -> int:
         log.detach()
         return _NOT_STARTED
     log.start_writers()
+    is_over = False
     try:
-        asyncio.run(_main(options, started, is_up))
+        is_over = asyncio.run(_main(options, started, is_up))
     finally:
         if started.helper is not None:
-            started.helper.close()
+            started.helper.close(is_over=is_over)
         started.directory.close()
         log.detach()
-    return 0
+    return 0 if is_over else _NOT_STARTED
+
+
+def _stop_plainly() -> None:
+    """Have signals that come before the loop runs end the start, or ask for nothing."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(RESTART_SIGNAL, signal.SIG_IGN)
 
 
 def _start(options: DaemonOptions, log: LogRing, handed_over: Handover | None) -> Started:
@@ -133,11 +152,13 @@ def _start(options: DaemonOptions, log: LogRing, handed_over: Handover | None) -
     raise_open_files()
     directory = open_run_directory(path, identity.uid, identity.gid, is_privileged=privileged)
     directory.lock()
-    helper = start_helper()
+    claimed = keeper.claim(path)
+    helper = start_helper(path) if claimed is None else Helper(claimed.pid, claimed.channel)
     listener = directory.listen(BACKLOG)
     if privileged:
         drop_privileges(identity)
-    return Started(directory, listener, helper, identity, log, None)
+    kept = {} if claimed is None else claimed.kept
+    return Started(directory, listener, helper, identity, log, None, kept)
 
 
 def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handover) -> Started:
@@ -149,16 +170,53 @@ def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handove
     helper = None
     if "helper" in kept:
         helper = Helper(handed_over.helper_pid, socket.socket(fileno=kept["helper"]))
-    return Started(directory, listener, helper, identity, log, handed_over)
+    return Started(directory, listener, helper, identity, log, handed_over, {})
 
 
-async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> None:
+async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> bool:
+    """Serve until it is shut down; True when that went in good order."""
     journal_path = os.path.join(started.directory.path, JOURNAL_NAME)
     handed_over = started.handed_over
-    notes: Notes = handed_over.journal if handed_over else read_journal(journal_path)
     name = os.fsencode(handed_over.host_name) if handed_over else host_name_of(options)
+    inheritance = _inheritance(started, options)
+    act_through(started.helper)
+    try:
+        notes = handed_over.journal if handed_over else _notes(journal_path, inheritance)
+    except BadState as error:
+        return _end_all(error, inheritance, journal_path, options)
     journal = Journal(journal_path, notes)
     journal.begin()
+    daemon = _new_daemon(options, name, journal, started)
+    lock_memory(options.mlock_level)
+    engine()  # its threads are to run before priorities are set
+    if options.high_priority:
+        set_priority()
+    _log.warning(
+        "sanlock daemon started %s host %s (%s)",
+        ".".join(map(str, RELEASE)),
+        os.fsdecode(name),
+        os.uname().nodename,
+    )
+    _catch_signals(daemon, started)
+    daemon.take_connections(inheritance.connections)
+    try:
+        await restore(daemon, notes, inheritance.connections, inheritance.watchdogs)
+    except (PaxosleaseError, KeyError, ValueError, TypeError) as error:
+        return _end_all(error, inheritance, journal_path, options)
+    inheritance.disarm(options, [space.name for space in daemon.spaces])
+    if handed_over is None:
+        daemon.close_strangers()
+    daemon.take_listeners(inheritance.listeners)
+    daemon.keep_all()
+    if is_up is not None:
+        is_up()
+    tell_manager("READY=1")
+    await daemon.serve(started.listener)
+    journal.close()
+    return True
+
+
+def _new_daemon(options: DaemonOptions, name: bytes, journal: Journal, started: Started) -> Daemon:
     daemon = Daemon(options, name, journal, started.log)
     daemon.identity = started.identity
     daemon.handle(
@@ -172,27 +230,39 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     )
     if started.helper is not None:
         daemon.use_helper(started.helper)
-    lock_memory(options.mlock_level)
-    engine()  # its threads are to run before priorities are set
-    if options.high_priority:
-        set_priority()
-    _log.warning(
-        "sanlock daemon started %s host %s (%s)",
-        ".".join(map(str, RELEASE)),
-        os.fsdecode(name),
-        os.uname().nodename,
-    )
-    _catch_signals(daemon, started)
-    if handed_over is not None:
-        daemon.take_connections(handover.connections_of(handed_over))
-    watchdogs = handover.watchdogs_of(handed_over) if handed_over else {}
-    await restore(daemon, notes, daemon.connections, watchdogs)
-    if handed_over is not None:
-        daemon.take_listeners(handed_over.listeners)
-    if is_up is not None:
-        is_up()
-    await daemon.serve(started.listener)
-    journal.close()
+    return daemon
+
+
+def _inheritance(started: Started, options: DaemonOptions) -> Inheritance:
+    if started.handed_over is None:
+        return from_keeper(started.inherited, options)
+    return handover.inheritance_of(started.handed_over)
+
+
+def _notes(path: str, inheritance: Inheritance) -> Notes:
+    """Return what a predecessor noted. Raises BadState: what its clients hold is not known."""
+    notes = read_journal(path)
+    if inheritance.problem is not None:
+        raise inheritance.problem
+    if notes is None and inheritance:
+        raise BadState("journal", "file", "notes about the clients that are there", "none")
+    return notes or {}
+
+
+def _end_all(error: Exception, inheritance: Inheritance, path: str, options: DaemonOptions) -> bool:
+    """Stop everybody whose leases are not known, and make way for a new beginning if they end.
+
+    Returns whether they have.
+    """
+    _log.critical("the state of the predecessor is not usable: %s", error)
+    if not stop_everybody(inheritance, salvage(path)):
+        _log.critical("clients still run, whose leases are not known: no daemon may start")
+        return False
+    inheritance.disarm(options, ())
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    _log.critical("all clients have been stopped; the daemon can be started anew")
+    return False
 
 
 def _catch_signals(daemon: Daemon, started: Started) -> None:

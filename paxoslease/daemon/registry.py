@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SHORT_HOLD_STAYS: Final = -246
 _OWNER_POLL_US: Final = 2_000_000
 _GONE_POLL_S: Final = 0.2
 EARLIER_MAX: Final = 4096
@@ -84,10 +85,12 @@ class Registry:
         self._numbers = max(self._numbers, entry.number)
         self._entries[entry.key] = entry
 
-    def give_back(self, entry: Entry, client: Client, number: int, is_persistent: bool) -> None:
+    def give_back(
+        self, entry: Entry, client: Client, number: int, is_persistent: bool, origin: int
+    ) -> None:
         """Take in a client's hold on such an entry."""
         self._numbers = max(self._numbers, number)
-        token = Token(number, client, entry, is_persistent)
+        token = Token(number, client, entry, is_persistent, origin)
         entry.tokens.append(token)
         client.tokens.append(token)
         client.tokens.sort(key=lambda held: held.number)
@@ -100,12 +103,21 @@ class Registry:
     # -- acquiring -------------------------------------------------------------------------------
 
     async def acquire_all(
-        self, client: Client, resources: Sequence[wire.Resource], flags: wire.AcquireFlag
+        self,
+        client: Client,
+        resources: Sequence[wire.Resource],
+        flags: wire.AcquireFlag,
+        origin: int = 0,
+        *,
+        is_again: bool = False,
     ) -> None:
         """Acquire all of these, or none. Raises AcquireFailed for the first that failed.
 
         Their I/O is in flight together. None is begun behind one that is refused at once.
+        origin: of the request. is_again: it was begun before a restart, and what was acquired for
+        it then counts.
         """
+        earlier_tokens = [t for t in client.tokens if is_again and origin and t.origin == origin]
         begun: list[asyncio.Task[Token]] = []
         refused: Refusal | None = None
         for resource in resources:
@@ -113,8 +125,14 @@ class Registry:
             if earlier is not None and earlier.phase is Phase.ACQUIRING and begun:
                 # The same resource twice in one request: as if one came after the other.
                 await asyncio.wait(begun)
+            key = (resource.lockspace, resource.name)
+            done = next((t for t in earlier_tokens if t.entry.key == key), None)
+            if done is not None:
+                earlier_tokens.remove(done)
+                begun.append(asyncio.ensure_future(self._complete(done, flags)))
+                continue
             try:
-                attempt = self._acquire(client, resource, flags)
+                attempt = self._acquire(client, resource, flags, origin)
             except Refusal as refusal:
                 refused = refusal
                 break
@@ -137,8 +155,7 @@ class Registry:
                 await self._undo(token)
             first = next((i for i, error in enumerate(errors) if error is not None), len(begun))
             raise AcquireFailed(first, failures[0])
-        # In the order of the request, in which they are told, not in that of their ends.
-        client.tokens = [t for t in client.tokens if t not in tokens] + tokens
+        client.arrange(tokens)
 
     @staticmethod
     async def _unless_ended(client: Client, begun: Sequence[asyncio.Task[Token]]) -> None:
@@ -169,7 +186,9 @@ class Registry:
             if not task.cancelled() and task.exception() is None:
                 await self._undo(task.result())
 
-    def _acquire(self, client: Client, resource: wire.Resource, flags: wire.AcquireFlag) -> Any:
+    def _acquire(
+        self, client: Client, resource: wire.Resource, flags: wire.AcquireFlag, origin: int
+    ) -> Any:
         """Check what can be checked at once; returns what is to be awaited for the token.
 
         Raises Refusal.
@@ -183,7 +202,7 @@ class Registry:
             if flags & wire.AcquireFlag.ORPHAN_ONLY:
                 raise Refusal(errno.ENOENT)
             entry = self._new_entry(space, resource, client)
-            return self._acquire_new(client, entry, flags)
+            return self._acquire_new(client, entry, flags, origin)
         if entry.phase is Phase.RELEASING:
             raise Refusal(errno.EAGAIN)
         if entry.phase in (Phase.ACQUIRING, Phase.CONVERTING):
@@ -197,7 +216,7 @@ class Registry:
             raise Refusal(errno.ENOENT)
         elif not (entry.shared and resource.is_shared):
             raise Refusal(errno.EEXIST)
-        return self._attach(client, entry, resource, flags)
+        return self._attach(client, entry, resource, flags, origin)
 
     def _new_entry(self, space: Space, resource: wire.Resource, client: Client) -> Entry:
         """Make an entry, under the number that the resource had before, if that is known."""
@@ -210,21 +229,32 @@ class Registry:
         return entry
 
     async def _attach(
-        self, client: Client, entry: Entry, resource: wire.Resource, flags: wire.AcquireFlag
+        self,
+        client: Client,
+        entry: Entry,
+        resource: wire.Resource,
+        flags: wire.AcquireFlag,
+        origin: int,
     ) -> Token:
         """Give a client a token of an entry that is held."""
-        token = self._hand_out(client, entry, resource)
-        if flags & wire.AcquireFlag.LVB and entry.lvb is None:
+        return await self._complete(self._hand_out(client, entry, resource, origin), flags)
+
+    async def _complete(self, token: Token, flags: wire.AcquireFlag) -> Token:
+        """Attach the value block, if that is wanted, to what has been acquired."""
+        if flags & wire.AcquireFlag.LVB and token.entry.lvb is None:
             try:
-                await self._read_lvb(entry)
+                await self._read_lvb(token.entry)
             except BaseException:
                 await self._undo(token)
                 raise
         return token
 
-    def _hand_out(self, client: Client, entry: Entry, resource: wire.Resource) -> Token:
+    def _hand_out(
+        self, client: Client, entry: Entry, resource: wire.Resource, origin: int
+    ) -> Token:
         is_persistent = bool(resource.flags & wire.ResourceFlag.PERSISTENT)
-        token = Token(entry.coming_token or self._next_number(), client, entry, is_persistent)
+        number = entry.coming_token or self._next_number()
+        token = Token(number, client, entry, is_persistent, origin)
         entry.coming_token = 0
         entry.tokens.append(token)
         client.tokens.append(token)
@@ -241,7 +271,9 @@ class Registry:
                 del self._earlier[next(iter(self._earlier))]
         self._spaces.changed()
 
-    async def _acquire_new(self, client: Client, entry: Entry, flags: wire.AcquireFlag) -> Token:
+    async def _acquire_new(
+        self, client: Client, entry: Entry, flags: wire.AcquireFlag, origin: int
+    ) -> Token:
         try:
             with self._journal.doing(entry, "acquire"):
                 await self._win(entry, bool(flags & wire.AcquireFlag.OWNER_NOWAIT))
@@ -252,14 +284,7 @@ class Registry:
             self.forget(entry)
             raise Refusal(errno.ENOSPC)
         entry.phase = Phase.HELD
-        token = self._hand_out(client, entry, entry.resource)
-        if flags & wire.AcquireFlag.LVB:
-            try:
-                await self._read_lvb(entry)
-            except BaseException:
-                await self._undo(token)
-                raise
-        return token
+        return await self._complete(self._hand_out(client, entry, entry.resource, origin), flags)
 
     async def _win(self, entry: Entry, no_wait: bool) -> None:
         """Acquire a resource for this host, waiting for an owner that may be dead."""
@@ -289,6 +314,10 @@ class Registry:
                     raise
                 except (LeaseHeld, WaitTimeout) as error:
                     last = error.last if isinstance(error, WaitTimeout) else error
+                    if entry.shared and isinstance(last, LeaseHeld) and last.short_hold:
+                        # Held for a moment only, by a host on its way to a shared lease; but the
+                        # moment does not end.
+                        raise Refusal(_SHORT_HOLD_STAYS) from last
                     if no_wait or not isinstance(last, LeaseHeld) or last.alive:
                         raise last from None
                     # Neither alive nor dead: the next attempt watches it for a while.
@@ -306,6 +335,7 @@ class Registry:
         reading = leases.start_on_lease(entry.holding, lambda lease: protocol.read_lvb(lease.claim))
         entry.lvb = bytearray(await finished(reading))
         entry.is_lvb_dirty = False
+        self._journal.entry_changed(entry)
 
     def _leases(self, entry: Entry) -> Any:
         assert entry.space.membership is not None
@@ -425,6 +455,10 @@ class Registry:
                 self._spaces.changed()
             else:
                 self.in_background(self._release_entry(entry))
+
+    def abandoned(self, entry: Entry) -> None:
+        """Release in the background what nobody holds any more."""
+        self.in_background(self._release_entry(entry))
 
     def space_died(self, space: Space) -> None:
         """Forget the orphans of a lockspace that has failed or is being removed, unless they count.

@@ -1,10 +1,10 @@
 """Going on where a predecessor stopped: its clients, lockspaces and leases, from what it noted.
 
-After a re-exec the connections are still there and everybody goes on as if nothing had happened.
-After a crash they are gone: a client whose process still lives keeps its leases, which are released
-when the process ends; when it registers again it finds itself holding them. The leases of
-processes that have died meanwhile are released. What was under way is brought to a known end first
-(protocol/outcome.py), so a lease is either held as noted or not held.
+After a re-exec, or a crash that the keeper has outlived, the connections are still there and
+everybody goes on as if nothing had happened. If they are gone, a client whose process still lives
+keeps its leases, which are released when the process ends. The leases of processes that have died
+meanwhile are released. What was under way is brought to a known end first (protocol/outcome.py), so
+a lease is either held as noted or not held; then a request that was being worked on is run again.
 
 Whether a membership may be continued is for the engine to decide (protocol/adoption.py); if not,
 it counts as failed, and its users are stopped like those of any lockspace that has failed. That is
@@ -17,7 +17,9 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from paxoslease.daemon.bridge import finished, in_thread
@@ -25,9 +27,10 @@ from paxoslease.daemon.clients import Client, start_time
 from paxoslease.daemon.connection import Connection
 from paxoslease.daemon.entries import Entry, Phase
 from paxoslease.daemon.spaces import Space, Stage
+from paxoslease.engine.processes import send_signal
 from paxoslease.engine.state import LeaseState, load_lease, load_membership
 from paxoslease.engine.watchdog_base import WatchdogState
-from paxoslease.errors import BadState, PaxosleaseError
+from paxoslease.errors import PaxosleaseError
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -38,6 +41,12 @@ _log = logging.getLogger(__name__)
 Notes: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 _PATIENCE_S: Final = 3.0  # clients are served then, whatever the disks do
+_PHASES: Final = {
+    "": Phase.HELD,
+    "acquire": Phase.ACQUIRING,
+    "convert": Phase.CONVERTING,
+    "release": Phase.RELEASING,
+}
 
 
 async def restore(
@@ -49,38 +58,38 @@ async def restore(
     """Take over what was noted: `notes` by key, as the journal has them.
 
     connections: those that are still there, by slot. Returns when all lockspaces are known to be
-    good or not, or after a few seconds.
+    good or not, or after a few seconds. Raises BadState, StorageError, WatchdogError: it cannot be
+    known what the clients hold.
     """
     by_number: dict[int, Client] = {}
     for key, value in notes.items():
         if key.startswith("c"):
             client = _client(value, connections)
             by_number[client.number] = client
-    try:
-        work = [
-            await _restore_space(daemon, value, notes, by_number, watchdogs)
-            for key, value in notes.items()
-            if key.startswith("s")
-        ]
-    except (PaxosleaseError, KeyError, ValueError, TypeError) as error:
-        # Nobody renews for these processes any more, and nobody else would ever stop them.
-        _log.critical("the state of the predecessor is not usable: %s", error)
-        _kill(by_number.values())
-        raise
+    for key, value in notes.items():
+        if key.startswith("s"):
+            space, task = await _restore_space(daemon, value, notes, by_number, watchdogs)
+            daemon.restoring[space.name] = task
+            task.add_done_callback(partial(_restored, daemon, space.name))
     for client in by_number.values():
         if client.has_ended:
             daemon.registry.client_ended(client)
             daemon.journal.client_ended(client)
         else:
             daemon.clients.add(client)
+            client.is_busy = client.connection is not None and client.connection.is_begun
             if client.connection is None:
                 _follow_process(daemon, client)
             daemon.journal.client_changed(client)
     for key in [k for k in notes if k.startswith("e")]:
         if not _is_known(daemon, notes[key]):
             daemon.journal.drop(key)
-    if work:
-        await asyncio.wait(work, timeout=_PATIENCE_S)
+    if daemon.restoring:
+        await asyncio.wait(daemon.restoring.values(), timeout=_PATIENCE_S)
+
+
+def _restored(daemon: Daemon, name: bytes, _: asyncio.Task[Any]) -> None:
+    del daemon.restoring[name]
 
 
 def _client(value: Mapping[str, Any], connections: Mapping[int, Connection]) -> Client:
@@ -94,17 +103,19 @@ def _client(value: Mapping[str, Any], connections: Mapping[int, Connection]) -> 
     client.killpath_pid = bool(value["killpath_pid"])
     if connection is not None:
         connection.client = client
+        connection.is_muted = bool(value["is_muted"])
     elif start_time(pid) != value["started"] or not value["started"]:
         # Its process has ended, and with it whatever its children had of its connection.
         client.end()
     return client
 
 
-def _kill(clients: Any) -> None:
+def _kill(clients: Iterable[Client]) -> None:
     for client in clients:
         if client.pidfd >= 0:
             _log.critical("process killed: pid %d", client.pid)
-            signal.pidfd_send_signal(client.pidfd, signal.SIGKILL)
+            with suppress(ProcessLookupError, PermissionError):
+                send_signal(client.pid, client.pidfd, signal.SIGKILL)
 
 
 def _follow_process(daemon: Daemon, client: Client) -> None:
@@ -128,7 +139,7 @@ async def _restore_space(
     notes: Notes,
     by_number: Mapping[int, Client],
     watchdogs: Mapping[bytes, WatchdogState],
-) -> asyncio.Task[Any]:
+) -> tuple[Space, asyncio.Task[Any]]:
     """Attach the users of a lockspace, then begin to find out whether it may be continued."""
     wanted = wire.parse_lockspace(bytes.fromhex(value["wanted"]))
     state = load_membership(value["membership"])
@@ -139,7 +150,8 @@ async def _restore_space(
     for key, noted in notes.items():
         if key.startswith(f"e{wanted.name.hex()}:"):
             unknown += await _restore_entry(daemon, space, noted, by_number)
-    return daemon.spaces.start(_go_on(daemon, space, unknown))
+    is_over = bool(value.get("is_over"))
+    return space, daemon.spaces.start(_go_on(daemon, space, unknown, is_over=is_over))
 
 
 async def _restore_entry(
@@ -152,25 +164,34 @@ async def _restore_entry(
     doing = str(value["doing"])
     membership = space.membership
     assert membership is not None
-    if not doing and lease is None:
-        raise BadState("state of a lease", "lease", "a lease that is held", "none")
+    entry.phase = _PHASES[doing]
     if not doing and lease is not None:
         entry.holding = await in_thread(membership.leases.restore, lease)
-        entry.phase = Phase.HELD
+        entry.shared, entry.lver = lease.shared, lease.lver
     daemon.registry.put_back(entry)
-    for number, token_number, is_persistent in value["tokens"]:
+    for number, token_number, is_persistent, origin in value["tokens"]:
         client = by_number.get(number)
         if client is not None:
-            daemon.registry.give_back(entry, client, token_number, is_persistent)
-    if not doing and not entry.tokens:
+            daemon.registry.give_back(entry, client, token_number, is_persistent, origin)
+    if not doing and lease is None:
+        _log.critical("r%d was lost before the restart", entry.number)
+        _kill(token.client for token in entry.tokens)
+    elif not doing and not entry.tokens:
         entry.phase = Phase.ORPHAN
     return [(entry, doing, lease)] if doing else []
 
 
 async def _go_on(
-    daemon: Daemon, space: Space, unknown: list[tuple[Entry, str, LeaseState | None]]
+    daemon: Daemon,
+    space: Space,
+    unknown: list[tuple[Entry, str, LeaseState | None]],
+    *,
+    is_over: bool,
 ) -> None:
-    """Continue a membership, then bring to an end what was under way."""
+    """Continue a membership, then bring to an end what was under way.
+
+    is_over: it had failed or was being left, which is gone on with.
+    """
     membership = space.membership
     assert membership is not None
     try:
@@ -184,6 +205,12 @@ async def _go_on(
     space.settled.set()
     daemon.journal.space_changed(space)
     daemon.spaces.changed()
+    if is_over:
+        _log.warning("s%d is left on, host_id %d", space.number, space.wanted.host_id)
+        for entry, _, _ in unknown:
+            daemon.registry.forget(entry)
+        daemon.spaces.leave(space)
+        return
     _log.warning("s%d continued, host_id %d", space.number, space.wanted.host_id)
     await asyncio.gather(*(_settle(daemon, entry, what, lease) for entry, what, lease in unknown))
 
@@ -197,7 +224,9 @@ async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | N
     membership = entry.space.membership
     assert membership is not None
     places = [(os.fsdecode(disk.path), disk.offset) for disk in entry.resource.disks]
-    keep = what == "convert"
+    is_used = what == "convert"
+    # A lease whose value block has to be written yet is kept, and then released with it.
+    keep = is_used or (what == "release" and entry.is_lvb_dirty and not entry.shared)
     before = None if what == "acquire" else lease
     try:
         holding = await in_thread(
@@ -209,22 +238,23 @@ async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | N
         settled = await finished(holding.operation)
     except PaxosleaseError as error:
         _log.error("r%d its end is unknown: %s", entry.number, error)
+        if is_used:
+            _kill(token.client for token in entry.tokens)
         daemon.registry.forget(entry)
         return
     _log.warning("r%d %s was cut short: %s", entry.number, what, settled.found.value)
     if settled.lease is None:
         # For a conversion this means that somebody took the lease: its user must not go on.
-        if keep:
-            _kill([token.client for token in entry.tokens])
+        if is_used:
+            _kill(token.client for token in entry.tokens)
         daemon.registry.forget(entry)
         return
     entry.holding = holding
     entry.shared, entry.lver = settled.lease.shared, settled.lease.lver
     entry.phase = Phase.HELD
     daemon.journal.entry_changed(entry)
-    if not any(not token.client.has_ended for token in entry.tokens):
-        for token in list(entry.tokens):
-            daemon.registry.in_background(daemon.registry.release(token))
+    if not entry.tokens:
+        daemon.registry.abandoned(entry)
 
 
 def _is_known(daemon: Daemon, value: Mapping[str, Any]) -> bool:

@@ -164,9 +164,15 @@ def _remove_socket(path: str) -> None:
         os.unlink(path)
 
 
+def lock_holder(fd: int) -> int:
+    """Return the pid of another process that holds the lock on a file, 0 for none."""
+    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
+    return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+
 def _holder(fd: int) -> str:
     """Return the pid that holds the lock on a file, or what it says of itself, for a message."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))[4]
+    pid = lock_holder(fd)
     # A holder in another pid namespace has no number here.
     return str(pid) if pid > 0 else os.pread(fd, 32, 0).decode("ascii", "replace").strip()

@@ -15,15 +15,17 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from paxoslease.daemon.clients import Client, Clients
-from paxoslease.daemon.connection import Call, Connection, Dropped
+from paxoslease.daemon.connection import Call, Connection, Dropped, readable
 from paxoslease.daemon.events import Attendant, Listeners
 from paxoslease.daemon.helper import Helper
 from paxoslease.daemon.journal import Journal
+from paxoslease.daemon.keeper import CLIENT, Keeper
 from paxoslease.daemon.logs import LogRing
 from paxoslease.daemon.options import DaemonOptions
 from paxoslease.daemon.privileges import Identity
 from paxoslease.daemon.refusal import Refusal, number_of
 from paxoslease.daemon.registry import Registry
+from paxoslease.daemon.slip import new_slip
 from paxoslease.daemon.spaces import Spaces
 from paxoslease.engine.processes import act_through
 from paxoslease.errors import PaxosleaseError
@@ -62,10 +64,14 @@ class Daemon:
         self.attendant = Attendant(self.registry)
         self.spaces.registry = self.registry
         self.spaces.on_marked = self.attendant.marked
-        self.spaces.make_listeners = Listeners
+        self.keeper = Keeper(None)
+        self.spaces.make_listeners = lambda space: Listeners(space, self.keeper)
         self.connections: dict[int, Connection] = {}
         self.cleared = asyncio.Event()
         self.helper: Helper | None = None
+        # By lockspace, while what a predecessor left is being brought to an end.
+        self.restoring: dict[bytes, asyncio.Task[None]] = {}
+        self._forgotten: dict[int, Client] = {}  # whose slots are not free yet
         self.identity = Identity("root", 0, 0)
         self._handlers: dict[Command, Handler] = {}
         self._streams = asyncio.Semaphore(_STREAMS_MAX)
@@ -88,6 +94,7 @@ class Daemon:
     def use_helper(self, helper: Helper) -> None:
         """Have signals sent and killpaths run by the process that stayed root."""
         self.helper = helper
+        self.keeper = self.spaces.keeper = Keeper(helper)
         act_through(helper)
         loop = asyncio.get_running_loop()
 
@@ -97,20 +104,40 @@ class Daemon:
 
         loop.add_reader(helper, answered)
 
+    def close_strangers(self) -> None:
+        """Close the connections of a predecessor that no client is noted for: they had ended."""
+        for number, connection in list(self.connections.items()):
+            if connection.client is None:
+                del self.connections[number]
+                connection.close()
+
     def take_connections(self, connections: dict[int, Connection]) -> None:
         """Take in the connections of the image before this one; they are served later."""
         self.connections.update(connections)
 
-    def take_listeners(self, listeners: dict[str, list[int]]) -> None:
+    def take_listeners(self, listeners: dict[bytes, list[int]]) -> None:
         """Take in its event connections, by lockspace."""
         for name, descriptors in listeners.items():
-            space = self.spaces.find(bytes.fromhex(name))
+            space = self.spaces.find(name)
             for descriptor in descriptors:
                 listener = socket.socket(fileno=descriptor)
                 if space is None or space.listeners is None:
                     listener.close()
                 else:
                     space.listeners.add(listener)
+
+    def keep_all(self) -> None:
+        """Have everything kept that must be, and nothing else of what a predecessor had kept."""
+        self.keeper.begin_sweep()
+        for client in self.clients:
+            if client.connection is not None:
+                self.keep_connection(client.connection)
+        for space in self.spaces:
+            self.spaces.keep(space)
+            for listener in space.listeners or ():
+                assert space.listeners is not None
+                space.listeners.keep(listener)
+        self.keeper.end_sweep()
 
     # -- connections -----------------------------------------------------------------------------
 
@@ -162,10 +189,12 @@ class Daemon:
         return True
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                connected, _ = await loop.sock_accept(listener)
+                connected, _ = listener.accept()
+            except BlockingIOError:
+                await readable(listener)
+                continue
             except OSError as error:
                 # Out of descriptors: clients wait in the listener's queue meanwhile.
                 _log.error("accept_failed error=%s", error)
@@ -173,11 +202,12 @@ class Daemon:
                 continue
             connected.setblocking(False)
             self.admit(connected)
+            await asyncio.sleep(0)
 
     def admit(self, connected: socket.socket) -> Connection:
         """Serve a new connection."""
         number = FIRST_CLIENT
-        while number in self.connections or number in self.clients:
+        while number in self.connections or number in self.clients or number in self._forgotten:
             number += 1
         connection = Connection(number, connected)
         self.connections[number] = connection
@@ -221,12 +251,16 @@ class Daemon:
         connection.command_active = call.header.command
         call.closes = call.command in CLOSING
         try:
+            if call.is_again:
+                await self._await_restored(call)
+            call.origin = connection.begin()
             if call.command in _STREAMS:
                 await self._stream(call)
             else:
                 await self._handlers[call.command](self, call)
         except (Refusal, PaxosleaseError) as error:
             number = number_of(error)
+            call.closes = call.command in _CLOSING_ON_ERROR
             _log.info(
                 "cmd %s pid %d result %d %s",
                 name_of(call.command).decode(),
@@ -257,9 +291,33 @@ class Daemon:
                 await asyncio.sleep(0)
             await self._handlers[call.command](self, call)
 
+    async def _await_restored(self, call: Call) -> None:
+        """Wait with a request that was begun before a restart until it is clear what became of it.
+
+        Its client counts as busy until then, as it would have been without the restart.
+        """
+        while self.restoring:
+            await asyncio.wait(self.restoring.values())
+        if call.connection.client is not None:
+            call.connection.client.is_busy = False
+
+    def registered(self, client: Client, connection: Connection) -> None:
+        """Note a client so that a successor finds it, its connection and what is under way."""
+        slip = new_slip()
+        connection.use_slip(slip)
+        self.journal.client_changed(client)
+        self.keep_connection(connection)
+
+    def keep_connection(self, connection: Connection) -> None:
+        """Have a copy of a registered client's connection kept."""
+        if connection.slip is not None:
+            descriptors = connection.slip.descriptors
+            self.keeper.keep(_key(connection.number), connection.socket.fileno(), *descriptors)
+
     def client_ended(self, client: Client) -> None:
         """Note that a client's connection has ended, or the process of one that has none."""
         client.end()
+        self._forgotten[client.number] = client
         self.clients.remove(client)
         if not client.is_busy:
             self.forget_client(client)
@@ -268,6 +326,9 @@ class Daemon:
         """Give back what a client held whose connection has ended, now that no command runs."""
         self.registry.client_ended(client)
         self.journal.client_ended(client)
+        # Not before: a client that is noted and has no connection counts as alive.
+        self.keeper.drop(_key(client.number))
+        self._forgotten.pop(client.number, None)
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -299,6 +360,10 @@ class Daemon:
         self._farewells -= 1
 
 
+def _key(number: int) -> bytes:
+    return CLIENT + b"%d" % number
+
+
 CLOSING: Final = frozenset(
     (
         Command.STATUS,
@@ -312,6 +377,7 @@ CLOSING: Final = frozenset(
         Command.SHUTDOWN,
     )
 )
+_CLOSING_ON_ERROR: Final = CLOSING | {Command.REG_EVENT}
 _STREAMS: Final = frozenset(
     (Command.STATUS, Command.LOG_DUMP, Command.HOST_STATUS, Command.RENEWAL)
 )

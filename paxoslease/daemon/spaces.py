@@ -18,6 +18,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from paxoslease.daemon.bridge import in_thread
+from paxoslease.daemon.keeper import DEVICE, WDMD, Keeper
 from paxoslease.daemon.options import DaemonOptions
 from paxoslease.daemon.refusal import Refusal, number_of
 from paxoslease.daemon.renewals import Renewals
@@ -80,7 +81,7 @@ class Space:
         self.settled = asyncio.Event()  # joined, or not
         self.join_number = -201  # until it has been joined
         self.join_task: asyncio.Task[None] | None = None
-        self.is_aborted = False
+        self.aborted = asyncio.Event()
         self.renewals = renewals
         self.requested_us: dict[int, int] = {}  # when a host last wanted us to look, by its id
 
@@ -122,7 +123,9 @@ class Spaces:
         self._all: list[Space] = []  # the oldest first
         self._numbers = 0
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._abandoned: dict[tuple[bytes, int, int], asyncio.Task[Any]] = {}
         self._waiting: set[asyncio.Event] = set()
+        self.keeper = Keeper(None)
         self.registry: Registry
         self.on_marked: Callable[[Space, tuple[int, ...]], None]
         self.make_listeners: Callable[[Space], Listeners]
@@ -196,7 +199,7 @@ class Spaces:
             await self._acquire(space)
         except (PaxosleaseError, Refusal) as error:
             space.join_number = number_of(error)
-            if space.is_aborted and isinstance(error, PaxosleaseError):
+            if space.aborted.is_set() and isinstance(error, PaxosleaseError):
                 space.join_number = -201
             _log.error("s%d join failed %d: %s", space.number, space.join_number, error)
             self._end(space)
@@ -204,6 +207,7 @@ class Spaces:
             space.join_number = 0
             space.stage = Stage.JOINED
             self._journal.space_changed(space)
+            self.keep(space)
             _log.info("s%d joined host_id %d", space.number, space.wanted.host_id)
         finally:
             space.settled.set()
@@ -221,18 +225,36 @@ class Spaces:
         finally:
             files.drop(path)
         self._attach(space, membership)
+        earlier = self._abandoned.get(wanted_key(space))
+        if earlier is not None:
+            # A join that was given up may still own the host id for as long as it settles.
+            await asyncio.wait([earlier])
         try:
             await in_thread(membership.start_join)
         except BaseException:
             membership.abandon_join()
             raise
-        if space.is_aborted:
-            membership.abandon_join()
-        await in_thread(membership.await_join, None)
-        if space.is_aborted:
+        self.keep(space)
+        joining = asyncio.ensure_future(in_thread(membership.await_join, None))
+        aborting = asyncio.ensure_future(space.aborted.wait())
+        await asyncio.wait({joining, aborting}, return_when=asyncio.FIRST_COMPLETED)
+        aborting.cancel()
+        if space.aborted.is_set():
+            key = wanted_key(space)
+            abandoning = self._abandoned[key] = self.start(self._abandon(membership, joining))
+            abandoning.add_done_callback(lambda _: self._abandoned.pop(key, None))
+            raise Refusal(-201)
+        await joining
+
+    @staticmethod
+    async def _abandon(membership: Membership, joining: asyncio.Task[None]) -> None:
+        """Give a join up; ends when nothing of it runs any more."""
+        await asyncio.wait([joining])
+        if joining.exception() is None:
             # It was joined in the moment in which it was not wanted any more.
             await in_thread(membership.leave, None)
-            raise Refusal(-201)
+        else:
+            await in_thread(membership.await_abandoned)
 
     def _open(self, space: Space, loop: asyncio.AbstractEventLoop) -> Membership:
         wanted = space.wanted
@@ -259,6 +281,19 @@ class Spaces:
                 loop.call_soon_threadsafe(self._on_event, space, event)
 
         return on_event
+
+    def keep(self, space: Space) -> None:
+        """Have a copy of the claim on the watchdog kept, in case the daemon dies."""
+        watchdog = space.watchdog
+        if watchdog is not None and watchdog.descriptor >= 0:
+            self.keeper.keep(self._key(space), watchdog.descriptor)
+            watchdog.set_kept(self.keeper.is_alive)
+        if space.membership is not None and space.membership.member.held is not None:
+            until_us = space.membership.member.held.renewed_us + space.timing.fail_us
+            self.keeper.expire(space.name, until_us)
+
+    def _key(self, space: Space) -> bytes:
+        return (WDMD if self._options.watchdog == "wdmd" else DEVICE) + space.name
 
     def _attach(self, space: Space, membership: Membership) -> Outbox:
         outbox = Outbox(membership.member.space, membership.member.host_id, space.timing)
@@ -305,6 +340,7 @@ class Spaces:
             space.renewals.renewed(event, now_us())
             if space.stage is Stage.JOINED:
                 self._journal.space_changed(space)
+                self.keep(space)
             self.changed()
         elif isinstance(event, Marked):
             space.requested_us.update(dict.fromkeys(event.host_ids, now_us()))
@@ -330,7 +366,7 @@ class Spaces:
     def leave(self, space: Space) -> None:
         """Leave a lockspace: stop who uses it, then free the host id."""
         if space.stage is Stage.ADDING:
-            space.is_aborted = True
+            space.aborted.set()
             if space.membership is not None and not space.settled.is_set():
                 space.membership.abandon_join()
             return
@@ -393,6 +429,8 @@ class Spaces:
         if space in self._all:
             self._all.remove(space)
         self._journal.space_ended(space)
+        self.keeper.expire(space.name, 0)
+        self.keeper.drop(self._key(space))
         if space.listeners is not None:
             space.listeners.close()
         space.ended.set()
@@ -427,6 +465,11 @@ class Spaces:
             await event.wait()
         finally:
             self._waiting.discard(event)
+
+
+def wanted_key(space: Space) -> tuple[bytes, int, int]:
+    """Return what a membership is of: where the lockspace is, and the host id."""
+    return (*space.place, space.wanted.host_id)
 
 
 def seconds(time_us: int) -> int:

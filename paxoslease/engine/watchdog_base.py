@@ -59,6 +59,10 @@ class Watchdog(abc.ABC):
         (a service manager's store, a helper) keeps the claim as it is when this process dies.
         """
 
+    def set_kept(self, is_kept: bool) -> None:
+        """Say whether another process has a copy of the descriptor."""
+        return
+
     @abc.abstractmethod
     def detach(self) -> WatchdogState:
         """Make the descriptor outlive exec, and say what a successor needs to `attach`."""

@@ -76,8 +76,9 @@ class DeviceOwner:
     A thread pets it every min(10, W/6) seconds while every armed membership has more left than one
     such interval. As soon as one has not, the device is closed without 'V': the kernel pings once
     more and counts on, and resets the host within W, no later than the membership's expiry + W. If
-    the thread comes too late for that (it was starved), the device stays open and is not petted
-    any more: the last ping is older than a close would make it. If the membership ends well (its
+    the thread comes too late for that (it was starved), or if another process has a copy of the
+    descriptor, which would make it the one that closes and pings, the device stays open and is not
+    petted any more: the last ping is older than a close would make it. If the membership ends well (its
     processes are gone, it disarms), the device is opened again.
 
     A process that dies with the device open makes the kernel ping once more; a successor in the
@@ -108,6 +109,7 @@ class DeviceOwner:
         self._users = 0
         self._is_open = False
         self._is_petted = False
+        self.is_kept = False
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -228,7 +230,7 @@ class DeviceOwner:
                 return min(left, self.interval_us)
             if self._is_petted:
                 self._is_petted = False
-                if now < earliest:
+                if now < earliest and not self.is_kept:
                     self._close(disarm=False)
                 _log.critical(
                     "watchdog_abandoned device=%s: the host will be reset in %d s",
@@ -285,6 +287,9 @@ class DeviceWatchdog(Watchdog):
     @property
     def descriptor(self) -> int:
         return self._owner.device.descriptor
+
+    def set_kept(self, is_kept: bool) -> None:
+        self._owner.is_kept = is_kept
 
     def detach(self) -> WatchdogState:
         fd = self.descriptor
