@@ -78,8 +78,8 @@ class DeviceOwner:
     more and counts on, and resets the host within W, no later than the membership's expiry + W. If
     the thread comes too late for that (it was starved), or if another process has a copy of the
     descriptor, which would make it the one that closes and pings, the device stays open and is not
-    petted any more: the last ping is older than a close would make it. If the membership ends well (its
-    processes are gone, it disarms), the device is opened again.
+    petted any more: the last ping is older than a close would make it. If the membership ends well
+    (its processes are gone, it disarms), the device is opened again.
 
     A process that dies with the device open makes the kernel ping once more; a successor in the
     same boot must not ping again, so a marker outside of the process says that the device is, or
