@@ -92,6 +92,39 @@ class HostTable:
         self.last_check_us = now_us
         return tuple(h for h in marked if h != self.own_id)
 
+    def dump(self) -> list[list[Any]]:
+        """Return what is known as plain data: the moments of the checks, then a list per host id.
+
+        For a successor of this boot, whose clock is the same one.
+        """
+        used = np.flatnonzero(self.owner_id != 0).tolist()
+        columns = [column.tolist() for column in self._columns()]
+        hosts = [
+            [i, self.names.get(i, b"").hex(), *(column[i] for column in columns)] for i in used
+        ]
+        return [[self.first_check_us, self.last_check_us], *hosts]
+
+    def load(self, dumped: list[list[Any]]) -> None:
+        """Take over what a predecessor has dumped. Raises ValueError, TypeError for anything else."""
+        (first, last), *hosts = dumped
+        for i, name, *values in hosts:
+            if not 0 <= i < len(self.timestamp):
+                raise ValueError(f"{i + 1} is no host id of the lockspace")
+            for column, value in zip(self._columns(), values, strict=True):
+                column[i] = value
+            self.names[i] = bytes.fromhex(name)
+        self.first_check_us, self.last_check_us = int(first), int(last)
+
+    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return (
+            self.owner_id,
+            self.generation,
+            self.timestamp,
+            self.io_timeout,
+            self.io_max,
+            self.last_live_us,
+        )
+
     def seen(self, host_id: int) -> HostSeen:
         """Return what is known of one host; UNSEEN for an id out of range or before any read."""
         if not 1 <= host_id <= len(self.timestamp) or not self.last_check_us:

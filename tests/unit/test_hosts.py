@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -181,3 +182,30 @@ def test_the_table_agrees_with_a_plain_one(renewals: list[tuple[int, int, int]])
             plain[host_id] = (timestamp, now_us)
         for known, (stamp, at_us) in plain.items():
             assert (table.seen(known).timestamp, table.seen(known).last_live_us) == (stamp, at_us)
+
+
+def _seen_twice() -> HostTable:
+    area, table = Area(), HostTable(SIZES.max_hosts, OWN)
+    area.set(1, timestamp=100, resource_name=name(b"one"))
+    area.set(7, timestamp=70, owner_generation=4)
+    table.update(area.columns(), 5 * S)
+    area.set(1, timestamp=102, resource_name=name(b"one"))
+    table.update(area.columns(), 9 * S)
+    return table
+
+
+def test_a_table_is_handed_over_whole() -> None:
+    """What a successor loads says the same of every host, now and later."""
+    table = _seen_twice()
+    successor = HostTable(SIZES.max_hosts, OWN)
+    successor.load(json.loads(json.dumps(table.dump())))
+    for host_id in range(10):
+        assert successor.seen(host_id) == table.seen(host_id)
+    assert successor.rows(90 * S, 60) == table.rows(90 * S, 60)
+    assert state_of(successor, 7, 9 * S) is HostState.UNKNOWN
+
+
+def test_a_table_for_more_hosts_is_refused() -> None:
+    """Host ids beyond the lockspace's are no table of it."""
+    with pytest.raises(ValueError, match="7 is no host id"):
+        HostTable(4, OWN).load(_seen_twice().dump())
