@@ -105,7 +105,7 @@ class HostTable:
         return [[self.first_check_us, self.last_check_us], *hosts]
 
     def load(self, dumped: list[list[Any]]) -> None:
-        """Take over what a predecessor has dumped. Raises ValueError, TypeError for anything else."""
+        """Take over what a predecessor has dumped. Raises ValueError, TypeError for others."""
         (first, last), *hosts = dumped
         for i, name, *values in hosts:
             if not 0 <= i < len(self.timestamp):
