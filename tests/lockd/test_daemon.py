@@ -114,15 +114,23 @@ def test_an_owner_that_hangs_up_is_stopped(
 
 
 def test_an_owner_without_locks_may_hang_up(daemon: LockDaemon, image: Path) -> None:
-    """Only who holds something is stopped."""
-    with owner_process(daemon.path) as owner, daemon.connect(owner.pid) as manager:
+    """Only who holds something is stopped: one that did so later is gone, this one lives."""
+    with (
+        owner_process(daemon.path) as idle,
+        owner_process(daemon.path) as holder,
+        daemon.connect(idle.pid) as manager,
+    ):
         manager.acquire(b"", bytes(image))
         manager.release(b"", bytes(image))
-        assert owner.stdin is not None
-        owner.stdin.close()
-        with daemon.connect(77) as other:  # served after the end of the connection was
+        with daemon.connect(holder.pid) as other:
             other.acquire(b"", bytes(image))
-        assert owner.poll() is None
+        for owner in (idle, holder):
+            assert owner.stdin is not None
+            owner.stdin.close()
+            manager.create_lockspace(b"")
+        assert holder.wait(10) == -signal.SIGTERM
+        assert not daemon.said(f"process {idle.pid} was sent")
+        assert idle.poll() is None
 
 
 def test_a_slow_client_keeps_nobody_waiting(daemon: LockDaemon, image: Path) -> None:

@@ -250,3 +250,17 @@ def test_a_lock_that_did_not_survive_is_not_adopted(table: LockTable, image: Pat
     assert not is_free(image)
     table.release(b"", bytes(image), 10)
     assert is_free(image)
+
+
+def test_two_names_of_one_file_are_adopted(table: LockTable, image: Path, tmp_path: Path) -> None:
+    """virtlockd may have granted both: the lock stays until the second is released."""
+    other = tmp_path / "other"
+    other.hardlink_to(image)
+    for owner, name in ((10, bytes(image)), (11, bytes(other))):
+        descriptor = os.open(name, os.O_RDWR)
+        identity = space.identity_of(descriptor)
+        table.adopt(b"", space.Resource(name, name, descriptor, identity, NONE, [owner]))
+    table.release(b"", bytes(image), 10)
+    assert not is_free(image)
+    table.release(b"", bytes(other), 11)
+    assert is_free(image)
