@@ -9,6 +9,8 @@ A request is a line of JSON, `{"op": name, ...}`; so is the reply.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from typing import Any
 
@@ -44,6 +46,14 @@ class Actor:
     def close(self, at: int) -> None:
         """Close a connection."""
         self._lines[at].close()
+
+    def fork(self) -> int:
+        """Leave a child that has our descriptors and does nothing."""
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+        return child
 
 
 def main() -> None:

@@ -310,10 +310,19 @@ class Client:
         """Note what this client holds, as the daemon tells anybody who asks for its pid."""
         self.host.ask(step, wire.inquire(self.pid), differs=differs)
 
-    def kill(self) -> None:
-        """Kill the process and wait until the daemon has seen it."""
+    def fork(self) -> int:
+        """Leave a child that has our descriptors; return its pid."""
+        child: int = self._call("fork")
+        return child
+
+    def kill_only(self) -> None:
+        """Kill the process; whoever else has its descriptors keeps the client alive."""
         self._process.kill()
         self._process.wait()
+
+    def kill(self) -> None:
+        """Kill the process and wait until the daemon has seen it."""
+        self.kill_only()
         self.await_unknown()
 
     def await_unknown(self, limit_s: float = 15.0) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from tests.daemon import areas, wire
 from tests.daemon.scripts.common import SPACE, format_space, lease, name, owners, prepare, read
-from tests.daemon.stage import MIB, Host, Stage
+from tests.daemon.stage import MIB, Differs, Host, Stage
 from tests.daemon.wire import Cmd, acquire, convert, release, request
 
 
@@ -100,28 +100,51 @@ def _request_damage(host: Host, path: Path) -> None:
     host.ask("request, undamaged", wanted)
 
 
+# What is wrong: where, the bytes, a valid checksum or not, and what RELEASE says: real, ours.
+HELD: Final[dict[str, tuple[int, bytes, bool, int, int]]] = {
+    "lver": (48, _u64(9), True, -250, -250),
+    "owner": (32, _u64(2), True, -251, -251),
+    "generation": (40, _u64(9), True, -251, -251),
+    "free": (152, _u64(0), True, -251, 0),
+    "checksum": (168, _u32(1), False, -229, -229),
+    "name": (104, b"XX\0", True, -227, -250),
+    "magic": (0, _u32(1), True, -223, -250),
+}
+UNREADABLE: Final = {"checksum", "name", "magic"}
+
+
 def held(stage: Stage) -> None:
     """A lease that is damaged while it is held: release and convert tell, and let it go."""
     host = stage.host("one")
     path = prepare(stage, host, 10)
     holder = host.client("holder")
-    for number, (step, at, data, is_valid) in enumerate(
-        (
-            ("lver", 48, _u64(9), True),
-            ("owner", 32, _u64(2), True),
-            ("generation", 40, _u64(9), True),
-            ("free", 152, _u64(0), True),
-            ("checksum", 168, _u32(1), False),
-            ("name", 104, b"XX\0", True),
-            ("magic", 0, _u32(1), True),
-        ),
-        1,
-    ):
+    for number, (step, (at, data, is_valid, *results)) in enumerate(HELD.items(), 1):
         holder.quietly(acquire(lease(path, number)))
         areas.alter_leader(path, number * MIB, at, data, is_valid=is_valid)
-        holder.ask(f"release, {step}", release(name(number)))
+        meant = [(f"result {result}, data2 0, length 32", "then open") for result in results]
+        differs = Differs(
+            "a release that may be a repetition is done when the lease is free; a lease of another"
+            " name is another version",
+            real=meant[0],
+            ours=meant[1],
+        )
+        is_other = results[0] != results[1]
+        holder.ask(f"release, {step}", release(name(number)), differs=differs if is_other else None)
         holder.holds(f"held after {step}")
-        stage.disk(f"disk after {step}", path, number * MIB)
+        block = areas.read(path, number * MIB + 2 * 512, 512)
+        is_released = block[52] & 1
+        differs = Differs(
+            "what cannot be read is not written beside",
+            real=["released 1"],
+            ours=["released 0"],
+        )
+        stage.see(
+            f"block after {step}",
+            [f"released {is_released}"],
+            differs=differs if step in UNREADABLE else None,
+        )
+        if step != "magic":
+            stage.see(f"leader after {step}", areas.tell(path, number * MIB, 512)[:1])
     holder.quietly(acquire(lease(path, 8)))
     areas.alter_leader(path, 8 * MIB, 168, _u32(1), is_valid=False)
     holder.ask("convert", convert(name(8, flags=wire.SHARED)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 
 from tests.daemon import wire
 from tests.daemon.scripts.common import lease, name, owners, prepare, read, status
@@ -174,4 +176,85 @@ def telling(stage: Stage) -> None:
         holder.ask(f"release a name of {size}", release(wire.resource("LS", long)))
 
 
-SCRIPTS = (targets, acquiring, releasing, telling)
+def lifetimes(stage: Stage) -> None:
+    """A client lives as long as anybody has its descriptor; a second REGISTER changes nothing."""
+    host = stage.host("one")
+    path = prepare(stage, host, 2)
+    parent = host.client("parent")
+    parent.ask("the parent takes R1", acquire(lease(path, 1)))
+    child = parent.fork()
+    parent.kill_only()
+    host.ask("the child keeps it", inquire(parent.pid))
+    other = host.client("other")
+    other.ask("nobody else gets it", acquire(lease(path, 1)))
+    os.kill(child, signal.SIGKILL)
+    parent.await_unknown()
+
+    def is_free() -> bool:
+        return wire.result(other.quietly(acquire(lease(path, 1)))) == 0
+
+    stage.until(is_free, "the lease is released")
+    other.quietly(release(flags=1))
+    other.ask("other takes R2", acquire(lease(path, 2)))
+    other.register()
+    other.ask(
+        "after a second REGISTER",
+        inquire(),
+        differs=Differs(
+            "3.8.5 forgets what the client holds (6.1)",
+            real=["result 0, data2 0, length 32", "then open"],
+            ours=[
+                "result 0, data2 1, length *",
+                "  'LS:R2:$DIR/leases:2097152:1\\x00'",
+                "then open",
+            ],
+        ),
+    )
+
+
+def disks(stage: Stage) -> None:
+    """A lease on three disks."""
+    host = stage.host("one")
+    path = prepare(stage, host, 1)
+    three = [stage.file(word, 2) for word in ("da", "db", "dc")]
+    places = b"".join(wire.disk(where, MIB) for where in three)
+    wanted = wire.resource("LS", "R3D", 3, flags=wire.SIZES_512_1M) + places
+    host.ask("format", request(Cmd.WRITE_RESOURCE, wanted))
+    holder = host.client("holder")
+    holder.ask("acquire", acquire(wanted))
+    holder.holds("held")
+    host.ask("status", status())
+    host.cli("status by process", "status", "-o", "p")
+    for where in three:
+        stage.disk(f"{where.name} held", where, MIB)
+    holder.ask("to shared", convert(wire.resource("LS", "R3D", flags=wire.SHARED)))
+    holder.ask("to exclusive", convert(wire.resource("LS", "R3D")))
+    holder.ask("release", release(wire.resource("LS", "R3D")))
+    for where in three:
+        stage.disk(f"{where.name} free", where, MIB)
+    host.ask("read", request(Cmd.READ_RESOURCE, wanted))
+    lost: dict[str, tuple[tuple[Path | str, ...], int, int]] = {
+        "first missing": (("/nowhere", three[1], three[2]), 0, -2),
+        "second missing": ((three[0], "/nowhere", three[2]), -222, -2),
+        "third missing": ((three[0], three[1], "/nowhere"), -222, -2),
+        "third empty": ((three[0], three[1], stage.file("de", 2)), -222, 0),
+        "two empty": ((three[0], stage.file("df", 2), stage.file("dg", 2)), -222, -222),
+    }
+    for step, (chosen, real, ours) in lost.items():
+        places = b"".join(wire.disk(where, MIB) for where in chosen)
+        outcomes = [
+            [f"result {result}, data2 0, length 32", "then open"] for result in (real, ours)
+        ]
+        holder.ask(
+            f"acquire, {step}",
+            acquire(wire.resource("LS", "R3D", 3) + places),
+            differs=Differs(
+                "every path has to be there, and then a majority is enough; 3.8.5 wants all but"
+                " the first",
+                *outcomes,
+            ),
+        )
+        holder.quietly(release(flags=1))
+
+
+SCRIPTS = (lifetimes, disks, targets, acquiring, releasing, telling)

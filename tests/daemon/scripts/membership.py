@@ -128,4 +128,15 @@ def aborted(stage: Stage) -> None:
     host.ask("nothing is left", request(Cmd.GET_LOCKSPACES))
 
 
-SCRIPTS = (joining, leaving, aborted)
+def without_wdmd(stage: Stage) -> None:
+    """A watchdog is wanted, and there is no wdmd."""
+    host = stage.host("one", "-w", "1")
+    path = stage.file("leases", 2)
+    _format(host, "LS", path)
+    host.ask("add without wdmd", _add("LS", 1, path))
+    host.ask("nothing is joined", request(Cmd.GET_LOCKSPACES))
+    stage.disk("the record was not touched", path, 0)
+    host.ask("status", request(Cmd.STATUS, data=1))
+
+
+SCRIPTS = (without_wdmd, joining, leaving, aborted)

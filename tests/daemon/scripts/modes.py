@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.daemon import wire
+from tests.daemon import areas, wire
 from tests.daemon.scripts.common import lease, name, owners, prepare, status
 from tests.daemon.stage import MIB, Differs, Stage
 from tests.daemon.wire import Cmd, acquire, convert, inquire, release, request
@@ -186,4 +186,49 @@ def orphans_hold(stage: Stage) -> None:
     other.ask("it is not killed", inquire())
 
 
-SCRIPTS = (sharing, sharing_unsafely, values, orphans, orphans_hold)
+def wide_sectors(stage: Stage) -> None:
+    """Sectors of 4096 bytes: 8 MiB areas, and 1 MiB areas, where a value block has no place."""
+    host = stage.host("one")
+    path, narrow = stage.file("wide", 24), stage.file("narrow", 16)
+    step, flags = 8 * MIB, wire.SIZES_4K_8M
+    space = wire.lockspace("LS", 0, path, 0, flags)
+    host.ask("format", request(Cmd.WRITE_LOCKSPACE, space, data2=1))
+    wanted = wire.lease("LS", "R1", path, step, flags=flags)
+    host.ask("format R1", request(Cmd.WRITE_RESOURCE, wanted))
+    host.join("LS", 1, path, is_ready=False)
+    holder = host.client("holder")
+    holder.ask("acquire", acquire(wanted, flags=1))
+    host.ask("set", request(Cmd.SET_LVB, name(1) + bytes(range(256)) * 16))
+    host.ask("set too much", request(Cmd.SET_LVB, name(1) + bytes(4097)), probes=False)
+    host.ask("get", request(Cmd.GET_LVB, name(1)))
+    host.ask("status", status())
+    stage.disk("R1", path, step, sector_size=4096)
+    holder.ask("release", release(name(1)))
+    value = areas.read(path, step + 2002 * 4096, 4096)
+    stage.see("the value on the disk", [str(value == bytes(range(256)) * 16)])
+    of_512 = wire.lease("LS", "R512", path, 2 * step, flags=wire.SIZES_512_1M)
+    host.ask("format a lease with 512", request(Cmd.WRITE_RESOURCE, of_512))
+    holder.ask("a lease with 512 in a lockspace with 4096", acquire(of_512))
+    # 4096-byte sectors in areas of 1 MiB, in a lockspace of their own.
+    space = wire.lockspace("L1", 0, narrow, 0, 0x210)
+    host.quietly(request(Cmd.WRITE_LOCKSPACE, space, data2=1))
+    wanted = wire.lease("L1", "R1", narrow, MIB, flags=0x210)
+    host.ask("format in 1 MiB", request(Cmd.WRITE_RESOURCE, wanted))
+    far = wire.lockspace("L1", 251, narrow)
+    host.ask("host id beyond 250", request(Cmd.ADD_LOCKSPACE, far, data=1))
+    host.join("L1", 1, narrow, is_ready=False)
+    holder.ask(
+        "a value where it has no place",
+        acquire(wanted, flags=1),
+        differs=Differs(
+            "the value block would lie in a foreign lease (9.7)",
+            real=["result 0, data2 0, flags 0x1 seq 0, length 32", "then open"],
+            ours=["result -22, data2 0, flags 0x1 seq 0, length 32", "then open"],
+        ),
+    )
+    holder.quietly(release(flags=1))
+    holder.ask("without a value", acquire(wanted))
+    stage.disk("R1 in 1 MiB", narrow, MIB, sector_size=4096)
+
+
+SCRIPTS = (wide_sectors, sharing, sharing_unsafely, values, orphans, orphans_hold)

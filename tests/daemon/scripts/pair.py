@@ -9,8 +9,18 @@ from pathlib import Path
 
 from tests.daemon import areas, wire
 from tests.daemon.line import Line
-from tests.daemon.scripts.common import SPACE, formatted, lease, name, owners, prepare, status
-from tests.daemon.stage import MIB, Client, Host, Stage
+from tests.daemon.scripts.common import (
+    SPACE,
+    format_resources,
+    format_space,
+    formatted,
+    lease,
+    name,
+    owners,
+    prepare,
+    status,
+)
+from tests.daemon.stage import MIB, Client, Differs, Host, Stage
 from tests.daemon.wire import Cmd, acquire, convert, inquire, killpath, release, request
 
 SH = wire.SHARED
@@ -106,7 +116,17 @@ def requests(stage: Stage) -> None:
     stage.until(lambda: b"list=rem" not in one.quietly(status()), "R1 is released")
     ann.await_unknown()
     bob.ask("bob gets R1", acquire(lease(path, 1)))
-    stage.disk("R1 with bob", path, MIB)
+    lines = areas.tell(path, MIB, 512)
+    stage.see("R1 with bob", [line for line in lines if " request " not in line])
+    stage.see(
+        "what is left of the request",
+        [line for line in lines if " request " in line],
+        differs=Differs(
+            "a record left over could kill a later holder; whoever takes a lease clears it",
+            real=["1: request 0x8292011 0x10001 lver=2 mode=1"],
+            ours=["1: request 0x8292011 0x10001 lver=0 mode=0"],
+        ),
+    )
 
 
 def events(stage: Stage) -> None:
@@ -251,8 +271,57 @@ def owner_dead(stage: Stage) -> None:
     stage.until(lambda: state() == 5, "host 1 is dead", 30)
     carl.ask("a dead host's share does not count", acquire(lease(path, 2)))
     two.ask("hosts", request(Cmd.GET_HOSTS, wire.lockspace(SPACE)))
-    two.ask("owners", owners(path, 2))
+    owner = "  host 2 generation=1 timestamp=* io_timeout=0 flags=0"
+    names = "resource 'LS' 'R2' lver=3 data64=0 data32=0 unused=0"
+    two.ask(
+        "owners",
+        owners(path, 2),
+        differs=Differs(
+            "3.8.5 zeroes the block of the dead sharer, ours writes into no other host's block",
+            real=[
+                "result 0, data2 1, length 192",
+                f"  {names} flags=0x0 disks=1",
+                owner,
+                "then open",
+            ],
+            ours=[
+                "result 0, data2 2, length 224",
+                f"  {names} flags=0x4 disks=1",
+                owner,
+                "  host 1 generation=1 timestamp=0 io_timeout=0 flags=0",
+                "then open",
+            ],
+        ),
+    )
 
 
-SCRIPTS = (exclusion, requests, events, listeners, paused)
+def no_way_to_look(stage: Stage) -> None:
+    """The owner's life cannot be looked at: the path of the lockspace has gone."""
+    one, two = stage.host("one"), stage.host("two")
+    spaces, path = stage.file("spaces", 4), stage.file("leases", 4)
+    format_space(one, spaces)
+    format_resources(one, path, 1)
+    one.begin_join(SPACE, 1, spaces)
+    two.begin_join(SPACE, 2, spaces)
+    for host in (one, two):
+        host.await_hosts(SPACE, 2)
+    ann, bob = one.client("ann"), two.client("bob")
+    ann.ask("ann takes R1", acquire(lease(path, 1)))
+    moved = spaces.rename(stage.directory / "moved")
+    bob.ask(
+        "bob's host is asked meanwhile",
+        acquire(lease(path, 1)),
+        differs=Differs(
+            "3.8.5 opens the path again, ours reads what it has open",
+            real=["result -242, data2 0, length 32", "then open"],
+            ours=["result -243, data2 0, length 32", "then open"],
+        ),
+    )
+    two.ask("bob's host is in the lockspace", request(Cmd.GET_LOCKSPACES))
+    moved.rename(spaces)
+    bob.ask("bob is refused", acquire(lease(path, 1)))
+    stage.disk("R1", path, MIB)
+
+
+SCRIPTS = (no_way_to_look, exclusion, requests, events, listeners, paused)
 LONG = (host_id_taken, owner_dead)
