@@ -135,6 +135,9 @@ class LockTable:
         if name in lockspace.resources or self._is_held(path):
             raise failures.busy(name)
         try:
+            # No lock file is a device, and a system misses /dev/null badly.
+            if _is_device(os.lstat(path).st_mode):
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
             os.unlink(path)
         except FileNotFoundError:
             return
@@ -275,7 +278,9 @@ class LockTable:
         sharers = [other for _, other in self.held() if other.identity == resource.identity]
         if sharers:  # taken over under two names: the lock is still needed
             return
-        if resource.flags & AcquireFlag.AUTOCREATE and _is_ours_alone(resource):
+        is_lock_file = not _is_device(os.fstat(resource.descriptor).st_mode)
+        is_made = resource.flags & AcquireFlag.AUTOCREATE and is_lock_file
+        if is_made and _is_ours_alone(resource):
             try:
                 os.unlink(resource.path)
             except FileNotFoundError:
@@ -299,6 +304,10 @@ def names_file(path: bytes | os.PathLike[str], identity: Identity) -> bool:
     except OSError:
         return False
     return identity == (found.st_dev, found.st_ino)
+
+
+def _is_device(mode: int) -> bool:
+    return stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
 
 
 def _is_ours_alone(resource: Resource) -> bool:

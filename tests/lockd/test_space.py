@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,6 +227,19 @@ def test_resource_files(table: LockTable, tmp_path: Path) -> None:
     error = refused("cannot create file", table.create_resource, directory, b"no/r")
     assert error.code == -errno.ENOENT
     assert refused("s a directory", table.delete_resource, b"", directory).code == -errno.EISDIR
+
+
+def test_devices_are_not_removed(table: LockTable, tmp_path: Path) -> None:
+    """Whatever a client asks for, a device stays: virtlockd removes it."""
+    device = tmp_path / "null"
+    try:
+        os.mknod(device, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("to make a device needs root")
+    table.acquire(b"", bytes(device), 10, AUTOCREATE)
+    table.release(b"", bytes(device), 10)
+    assert refused("not permitted", table.delete_resource, b"", bytes(device)).code == -errno.EPERM
+    assert device.is_char_device()
 
 
 def test_nothing_is_left_open_by_a_refusal(table: LockTable, image: Path) -> None:
