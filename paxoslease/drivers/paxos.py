@@ -169,7 +169,7 @@ class PaxosDriver(Driver):
     def watch(self) -> PaxosWatch:
         """Return what tells of lost leases: the killpath of an owner, and the daemon's end."""
         try:
-            return PaxosWatch(self._options.run_directory, float(self._options.daemon_timeout))
+            return PaxosWatch(self._options.run_directory)
         except channel.DaemonUnreachable as error:
             raise self._unreachable(error) from None
 

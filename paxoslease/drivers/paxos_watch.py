@@ -16,17 +16,25 @@ import struct
 import time
 from typing import Final
 
-from paxoslease.channel import Channel, DaemonError
+from paxoslease.channel import (
+    Channel,
+    DaemonBroken,
+    DaemonError,
+    DaemonSilent,
+    DaemonUnreachable,
+)
 from paxoslease.client import Connection, socket_path
 from paxoslease.drivers.base import Owner, Watch
 from paxoslease.wire.sanlock import Command
 
 # Other hosts take a lease over when it was not renewed for 8 io_timeouts and the watchdog's time,
 # more than a minute with any settings; the daemon may use this much of it to come back.
-DAEMON_ABSENT_MAX_S: Final = 5.0
+DAEMON_ABSENT_MAX_S: Final = 10.0
+_ANSWER_MAX_S: Final = 2.0
 _ASK_AGAIN_S: Final = 0.25
 _MESSAGE_BYTES_MAX: Final = 256
 _CREDENTIALS: Final = struct.Struct("3i")
+_NO_ANSWER = (DaemonUnreachable, DaemonBroken, DaemonSilent)
 
 
 class PaxosWatch(Watch):
@@ -35,13 +43,11 @@ class PaxosWatch(Watch):
     address: what an owner's `notify` must be.
     """
 
-    def __init__(self, run_directory: str | None, timeout_s: float) -> None:
+    def __init__(self, run_directory: str | None) -> None:
         self._run_directory = run_directory
-        self._timeout_s = timeout_s
         self._lost = ""
         self._absent_since_s: float | None = None
-        self._channel = Channel(Command.VERSION, socket_path(run_directory), timeout_s)
-        self._channel.socket.setblocking(False)
+        self._channel = self._connected()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._epoll = select.epoll()
         self.address = f"paxoslease-{secrets.token_hex(8)}"
@@ -95,25 +101,35 @@ class PaxosWatch(Watch):
             self._channel.socket.close()
             self._absent_since_s = time.monotonic()
         try:
-            channel = Channel(Command.VERSION, socket_path(self._run_directory), self._timeout_s)
-        except DaemonError as error:
+            channel = self._connected()
+            return self._found(channel, owner)
+        except _NO_ANSWER as error:
+            # It is gone, or just beginning, or ended again.
             if time.monotonic() - self._absent_since_s < DAEMON_ABSENT_MAX_S:
                 return ""
             return f"the lease daemon is gone: {error}"
+
+    def _connected(self) -> Channel:
+        channel = Channel(Command.VERSION, socket_path(self._run_directory), _ANSWER_MAX_S)
         channel.socket.setblocking(False)
+        return channel
+
+    def _found(self, channel: Channel, owner: Owner) -> str:
+        """Go on with a daemon that has come back; return why it does not have the leases."""
+        reason = ""
+        try:
+            with Connection(self._run_directory, timeout_s=_ANSWER_MAX_S) as daemon:
+                if not daemon.inquire(pid=owner.pid)[0]:
+                    reason = "the lease daemon has ended, and the new one has no leases of it"
+        except _NO_ANSWER:
+            channel.socket.close()
+            raise
+        except DaemonError as error:
+            reason = f"the lease daemon has ended, and the new one does not know it: {error}"
         self._channel = channel
         self._epoll.register(channel.socket, select.EPOLLIN)
         self._absent_since_s = None
-        return self._not_known(owner)
-
-    def _not_known(self, owner: Owner) -> str:
-        """Return why a daemon that has come back does not have the owner's leases."""
-        try:
-            with Connection(self._run_directory, timeout_s=self._timeout_s) as daemon:
-                count, _ = daemon.inquire(pid=owner.pid)
-        except DaemonError as error:
-            return f"the lease daemon has ended, and the new one does not know the owner: {error}"
-        return "" if count else "the lease daemon has ended, and the new one has no leases of it"
+        return reason
 
     def _has_ended(self) -> bool:
         try:

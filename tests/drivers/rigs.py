@@ -74,9 +74,14 @@ class OurLeaseDaemon:
         self.run_dir = directory / name
         self.run_dir.mkdir()
         self.log_path = self.run_dir / "stderr"
+        self.name = name
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
         settings = ["--set", "high_priority=false", "--set", "lock_memory=0"]
         command = [sys.executable, "-m", "paxoslease.cli.main", "daemon", "--watchdog", "none"]
-        command += ["--run-dir", str(self.run_dir), "--host-name", name, *settings]
+        command += ["--run-dir", str(self.run_dir), "--host-name", self.name, *settings]
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -88,13 +93,14 @@ class OurLeaseDaemon:
 
     def __enter__(self) -> Self:
         try:
-            await_that(self._listens, "the lease daemon listens")
+            await_that(self.listens, "the lease daemon listens")
         except BaseException:
             self.kill_daemon()
             raise
         return self
 
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
+        """Tell whether it takes connections."""
         assert self.process.poll() is None, self.log_path.read_text()
         with socket.socket(socket.AF_UNIX) as probe:
             return probe.connect_ex(str(self.run_dir / "sanlock.sock")) == 0

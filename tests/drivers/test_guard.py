@@ -261,3 +261,32 @@ def test_ignoring_is_not_offered_with_leases(bench: Bench) -> None:
     """The daemon kills what goes on without a lease, so nobody may promise anything else."""
     done = call(*bench.arguments("--on-lockfailure", "ignore"), "true")
     refused(done, 2, "does not support the failure action ignore")
+
+
+def test_a_restart_of_our_daemon_changes_nothing(tmp_path: Path) -> None:
+    """It executes its program anew under a running guest, which keeps its lease."""
+    with OurLeaseDaemon(tmp_path, "host") as host:
+        bench = Bench(tmp_path, host)
+        with bench.guard() as guard:
+            restarted = call("restart", "--run-dir", host.run_dir)
+            assert restarted.code == 0, restarted
+            bench.runs()
+            refused(call(*bench.arguments(), "true"), 4, "is in use")
+            assert guard.poll() is None
+            guard.send_signal(signal.SIGTERM)
+            assert guard.wait(20) == 128 + signal.SIGTERM
+            assert call(*bench.arguments("--wait", "20"), "true").code == 0
+
+
+def test_a_crash_of_our_daemon_that_is_mended_at_once_changes_nothing(tmp_path: Path) -> None:
+    """A daemon that is started again takes the leases over; its guests have lost nothing."""
+    with OurLeaseDaemon(tmp_path, "host") as host:
+        bench = Bench(tmp_path, host)
+        with bench.guard() as guard:
+            host.kill_daemon()
+            host.start()
+            await_that(host.listens, "the new daemon listens")
+            bench.runs()
+            await_that(bench.joined, "the new daemon goes on with the lockspace")
+            refused(call(*bench.arguments(), "true"), 4, "is in use")
+            assert guard.poll() is None
