@@ -55,7 +55,6 @@ class _Asked:
         self.rindex = wire.parse_rindex(call.payload[: wire.RINDEX_BYTES])
         self.path = os.fsdecode(self.rindex.disk.path)
         self.space: Space | None = None
-        self._is_under_way = False  # a change, to whose end its lockspace's index is busy
         self.entry = wire.Rentry()
         if len(call.payload) > wire.RINDEX_BYTES:
             self.entry = wire.parse_rentry(call.payload[wire.RINDEX_BYTES :])
@@ -79,13 +78,10 @@ class _Asked:
             raise Refusal(errno.EBUSY)
         self.space = space
         space.index_users += 1
-        space.index_is_changing = space.index_is_changing or is_change
         try:
             yield
         finally:
             space.index_users -= 1
-            if is_change and not self._is_under_way:
-                space.index_is_changing = False
 
     def open_index(self) -> Protocol[rindex.Index]:
         """Find the index, as a member of its lockspace or as nobody; as rindex.open_index."""
@@ -133,7 +129,7 @@ class _Asked:
                 post(loop, end)
 
         engine().files.hold(self.path)  # open already, so this does not block
-        self._is_under_way = True
+        space.index_is_changing = True
         membership.set_used(True)
         operation = membership.start_protocol(to_the_end(), files)
         operation.is_impatient = True
@@ -262,14 +258,14 @@ async def rebuild_rindex(daemon: Daemon, call: Call) -> None:
     asked = _Asked(daemon, call)
 
     async with opened(asked.path) as files:
+        # Not the size when it was opened: the file may have grown since.
+        size_bytes = await in_thread(os.lseek, files[asked.path].fd, 0, os.SEEK_END)
+
+        def work() -> Protocol[rindex.Rebuilt]:
+            index = yield from asked.open_index()
+            return (yield from rindex.rebuild(index, size_bytes, until_us=_until_us()))
+
         with asked.begun(is_change=True):
-            # Not the size when it was opened: the file may have grown since.
-            size_bytes = await in_thread(os.lseek, files[asked.path].fd, 0, os.SEEK_END)
-
-            def work() -> Protocol[rindex.Rebuilt]:
-                index = yield from asked.open_index()
-                return (yield from rindex.rebuild(index, size_bytes, until_us=_until_us()))
-
             await asked.change(work(), files)
     await call.reply(0)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.compat.peer import wait_until
+from tests.conftest import frozen, loop_device
 from tests.daemon import areas, wire
 from tests.daemon.daemons import Kind
 from tests.daemon.line import Line
@@ -353,21 +354,42 @@ def test_one_change_at_a_time(index: Index) -> None:
     """While a change waits for the private lease another is refused, and look-ups go on."""
     lease = wire.lease("LS", "rindex_lease", index.path, MIB)
     holder = Line(str(index.twins.daemons["real"].socket_path))
-    waiting = Line(str(index.twins.daemons["ours"].socket_path))
+    changing = [Line(str(index.twins.daemons["ours"].socket_path)) for _ in range(2)]
     try:
         holder.send(request(Cmd.REGISTER))
         assert wire.result(holder.ask(wire.acquire(lease)).reply) == 0
-        waiting.send(index.request(Cmd.CREATE_RESOURCE, "nx"))
-        wait_until(
-            lambda: index.ask("ours", Cmd.UPDATE_RINDEX, "", 0) == -16, 5.0, "the index is busy"
-        )
-        assert index.ask("ours", Cmd.DELETE_RESOURCE, "n1") == -16
-        assert index.ask("ours", Cmd.REBUILD_RINDEX) == -16
+        for line in changing:
+            line.send(index.request(Cmd.CREATE_RESOURCE, "nx"))
+        replies = {line: line.receive(96, limit_s=1.0) for line in changing}
+        refused = [line for line, (_, how) in replies.items() if how == "whole"]
+        assert [wire.result(replies[line][0]) for line in refused] == [-16]
         for name in ("n1", "n2", "n5"):
             assert index.found("ours", name) > 0
-        reply, how = waiting.receive(96)
+        assert index.ask("ours", Cmd.DELETE_RESOURCE, "n1") in (-16, -243, -247)
+        (slow,) = (line for line in changing if line not in refused)
+        reply, how = slow.receive(96)
         assert (how, wire.result(reply) in (-243, -247)) == ("whole", True)
     finally:
-        holder.close()
-        waiting.close()
+        for line in (holder, *changing):
+            line.close()
     wait_until(lambda: index.ask("ours", Cmd.CREATE_RESOURCE, "nx") == 0, 15.0, "it is let go")
+
+
+def test_a_change_on_a_disk_that_hangs(index: Index, mounted: Path) -> None:
+    """Its client is told soon; until it has come to its end there is no other in the lockspace."""
+    backing = mounted / "backing"
+    with backing.open("wb") as file:
+        file.write(bytes(8 * MIB))
+    with loop_device(backing, 512) as device:
+        hanging = Index(index.twins, Path(device))
+        assert hanging.ask("ours", Cmd.FORMAT_RINDEX) == 0
+        assert hanging.ask("ours", Cmd.CREATE_RESOURCE, "n1") == 0
+        with frozen(mounted):
+            assert hanging.ask("ours", Cmd.CREATE_RESOURCE, "n2") == -202
+            for one in (hanging, index):
+                assert one.ask("ours", Cmd.UPDATE_RINDEX, "", one.place(0), flags=REMOVE) == -16
+            assert index.found("ours", "n1") == index.place(0)
+        wait_until(
+            lambda: hanging.ask("ours", Cmd.CREATE_RESOURCE, "n3") == 0, 20.0, "the index is free"
+        )
+        assert hanging.found("ours", "n1") == hanging.place(0)
