@@ -155,9 +155,8 @@ class Connection:
         channel = self._registered(command)
         try:
             yield channel
-        except DaemonError as error:
-            if type(error) is not DaemonError:
-                self.close()
+        except (DaemonBroken, DaemonSilent):
+            self.close()
             raise
 
     def _registered(self, command: Command) -> Channel:
@@ -421,8 +420,10 @@ class Connection:
         """Return names, lver and sizes of a resource on the disk, without its disks."""
         payload = wire.pack_resource(resource, with_disks=True)
         with self._alone(Command.READ_RESOURCE) as channel:
-            channel.refuse(channel.ask(payload))
-            return wire.parse_resource(channel.receive(wire.RESOURCE_BYTES))
+            header = channel.ask(payload)
+            body = channel.receive(wire.RESOURCE_BYTES)  # behind a refusal too
+            channel.refuse(header)
+            return wire.parse_resource(body)
 
     def read_resource_owners(self, resource: Resource) -> tuple[Resource, tuple[Host, ...]]:
         """Return a resource on the disk and who owns or shares it."""
