@@ -213,7 +213,8 @@ class Driver(ABC):
         """Take every resource, or none.
 
         Called in the owner itself it registers first and returns the connection, which must stay
-        open as long as the owner runs. register_only: take nothing. restrict: that connection can
+        open as long as the owner runs: when it is closed, or forgotten, the locks are freed, and a
+        daemon may stop the process. register_only: take nothing. restrict: that connection can
         do nothing more but end; without effect for others. state: what release or inquire returned
         for these resources; they must not have been held by anybody else since. action: what is
         arranged, at the registration, for the loss of a lock.

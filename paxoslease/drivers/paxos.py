@@ -212,9 +212,10 @@ class PaxosDriver(Driver):
             wanted = [_of_version(one, versions) for one in self._leases(resources, daemon)]
             pid = owner.pid if connection is None else wire.SELF
             taken: list[_Wanted] = []
+            size = _batch_size(daemon, len(wanted))
             try:
-                for at in range(0, len(wanted), wire.RESOURCES_MAX):
-                    batch = wanted[at : at + wire.RESOURCES_MAX]
+                for at in range(0, len(wanted), size):
+                    batch = wanted[at : at + size]
                     self._acquire_batch(daemon, owner, pid, batch, versions)
                     taken += batch
             except BaseException:
@@ -242,10 +243,11 @@ class PaxosDriver(Driver):
                 one = self._outdated(daemon, batch, versions)
                 version = versions[one.key]
                 raise StateOutdated(self.name, str(one.resource), version) from None
+            batch = _failed_of(error, batch)
             named = ", ".join(str(one.resource) for one in batch)
             why = meaning(error.result, Command.ACQUIRE)
             if error.result in _BUSY:
-                busy = self._busy_one(daemon, batch) or named
+                busy = self._busy_of(daemon, batch) or named
                 raise ResourceBusy(self.name, busy, why, error.result) from None
             raise ResourceUnusable(self.name, named, why, error.result) from None
 
@@ -324,8 +326,8 @@ class PaxosDriver(Driver):
 
     # -- who is in the way ---------------------------------------------------------------------
 
-    def _busy_one(self, daemon: Connection, batch: list[_Wanted]) -> str:
-        """Return which of several resources is owned, and by which host, as far as it is told."""
+    def _busy_of(self, daemon: Connection, batch: list[_Wanted]) -> str:
+        """Return which of these are owned, and by which hosts, as far as it is told."""
         found = []
         for one in batch:
             try:
@@ -388,6 +390,20 @@ class PaxosDriver(Driver):
             where = f": {error.filename}" if error.filename else ""
             reason = f"{error.strerror}{where}"
             raise ResourceUnusable(self.name, subject, reason, number) from None
+
+
+def _batch_size(daemon: Connection, count: int) -> int:
+    """Return how many leases may be asked for in one request. sanlock's daemon takes few."""
+    if count <= wire.RESOURCES_MAX or daemon.protocol < wire.BATCH_VERSION:
+        return wire.RESOURCES_MAX
+    return wire.RELEASES_MAX
+
+
+def _failed_of(error: channel.DaemonError, batch: list[_Wanted]) -> list[_Wanted]:
+    """Return what a refusal is about: one resource if the daemon tells, else any of the batch."""
+    if isinstance(error, channel.AcquireFailed) and error.resource is not None:
+        return [one for one in batch if one.lease == error.resource] or batch
+    return batch
 
 
 def _of_version(one: _Wanted, versions: dict[tuple[str, str], int]) -> _Wanted:

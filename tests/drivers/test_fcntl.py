@@ -19,8 +19,10 @@ from paxoslease.drivers.errors import (
     ResourceBusy,
     ResourceUnusable,
 )
+from paxoslease.drivers.fcntl import _Registered
 from paxoslease.drivers.registry import open_driver
 from paxoslease.errors import ConfigError
+from paxoslease.lockd.client import LockRefused
 from tests.drivers.rigs import FcntlRig
 from tests.lockd.rig import LockDaemon, await_that, our_daemon
 
@@ -145,6 +147,16 @@ def test_the_end_of_the_daemon_is_a_loss(place: Place) -> None:
         with our_daemon(place.directory):
             watch.forget()
             assert watch.loss(guest.owner) == ""
+
+
+def test_a_restricted_owner_can_do_nothing(place: Place) -> None:
+    """Its own connection is refused everything."""
+    owner = Owner(uuid4(), "guest", 1, os.getpid())
+    registration = place.driver.acquire(owner, restrict=True)
+    assert isinstance(registration, _Registered)
+    with pytest.raises(LockRefused, match="restricted"):
+        registration.connection.acquire(bytes(place.locks), b"x")
+    registration.close()
 
 
 def test_a_daemon_that_is_not_there(tmp_path: Path) -> None:

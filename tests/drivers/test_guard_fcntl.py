@@ -179,3 +179,29 @@ def test_a_restart_that_is_interrupted_ends(bench: Bench) -> None:
         assert "not yet" in said
         guard.send_signal(signal.SIGINT)
         assert guard.wait(20) == 128 + signal.SIGINT
+
+
+def test_a_guard_that_waits_can_be_interrupted(bench: Bench) -> None:
+    """A signal ends it at once, with the process that it had started; nothing ran."""
+    touched = bench.directory / "touched"
+    with bench.guard():
+        command = [*COMMAND, *bench.arguments("--wait", 60), "touch", str(touched)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as waiting:
+            children = Path(f"/proc/{waiting.pid}/task/{waiting.pid}/children")
+            await_that(children.read_text, "it has started a process")
+            child = int(children.read_text().split()[0])
+            waiting.send_signal(signal.SIGTERM)
+            assert waiting.wait(20) == 128 + signal.SIGTERM
+            with Handle(child) as process:
+                assert process.wait_gone(10)
+    assert not touched.exists()
+
+
+def test_signals_go_to_the_command(bench: Bench) -> None:
+    """Whatever ends a guard by request is passed on, and the command decides."""
+    polite = "trap 'exit 9' HUP; echo $$ 1 > $0; while :; do sleep 0.05; done"
+    command = [*COMMAND, *bench.arguments(), "sh", "-c", polite, str(bench.progress)]
+    with subprocess.Popen(command) as guard:
+        await_that(lambda: bench.progress.exists() and bench.progress.read_text(), "it runs")
+        guard.send_signal(signal.SIGHUP)
+        assert guard.wait(20) == 9

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from paxoslease.client import Connection
+from paxoslease.client import Connection, DaemonSilent
+from paxoslease.drivers import killpath
 from paxoslease.drivers.base import Disk, ExplicitLease, FailureAction, Mode, Owner
 from paxoslease.drivers.conformance import Stage
 from paxoslease.drivers.errors import (
@@ -24,6 +27,7 @@ from paxoslease.drivers.errors import (
     StateInvalid,
 )
 from paxoslease.drivers.lease_files import Access, access_of, ensure_lease
+from paxoslease.drivers.paxos import _Registered
 from paxoslease.drivers.registry import open_driver
 from paxoslease.errors import ConfigError
 from paxoslease.wire import sanlock as wire
@@ -171,6 +175,33 @@ def test_what_cannot_be_locked_says_why(place: Place, lease: ExplicitLease, code
     assert refusal.value.code == code
 
 
+def test_the_one_in_the_way_is_named(place: Place) -> None:
+    """Of many resources, as far as the daemon or the disk tells; and none of them is taken."""
+    disks = [place.disk() for _ in range(20)]
+    one, two = place.stage.guest(0), place.stage.guest(1)
+    one.acquire(disks[13])
+    with pytest.raises(ResourceBusy) as refusal:
+        two.acquire(*disks)
+    assert refusal.value.resource == f"{disks[13]} (held by host 1)"
+    assert two.driver.inquire(two.owner) is None
+
+
+def test_a_restricted_owner_can_do_nothing(place: Place) -> None:
+    """The daemon does not even answer on that connection; others still speak for the owner."""
+    disk = place.disk()
+    driver = open_driver("paxos", **{**place.rig.hosts[0], "daemon_timeout": 1})
+    owner = Owner(uuid4(), "here", 1, os.getpid())
+    registration = driver.acquire(owner, restrict=True)
+    assert isinstance(registration, _Registered)
+    with pytest.raises(DaemonSilent):
+        registration.connection.inquire()
+    registration.close()
+    registration = driver.acquire(owner, [disk], restrict=True)
+    assert registration is not None
+    assert driver.release(owner, [disk]) is not None
+    registration.close()
+
+
 @pytest.mark.parametrize("what", ["lockspace", "key", "path"])
 def test_names_that_the_protocol_would_cut_are_refused(place: Place, what: str) -> None:
     """A cut name would be another lease."""
@@ -186,6 +217,22 @@ def test_states_are_read_before_anything_is_taken(place: Place) -> None:
         guest.acquire(disk, state="nonsense")
     assert guest.driver.inquire(guest.owner) is None
     guest.acquire(disk, state="LS:other:/p:0:7")
+
+
+def test_a_watch_believes_only_whom_it_may(place: Place) -> None:
+    """A message of an ordinary user, or about another owner, is no loss."""
+    guest = place.stage.guest()
+    with place.stage.driver().watch() as watch:  # type: ignore[union-attr]
+        killpath.tell(watch.address, guest.owner.pid + 1, FailureAction.POWEROFF)
+        if os.geteuid() == 0:
+            tell = "from paxoslease.drivers.killpath import *; import os; os.setuid(65534); "
+            tell += f"tell({watch.address!r}, {guest.owner.pid}, FailureAction.POWEROFF)"
+            subprocess.run([sys.executable, "-c", tell], check=True, timeout=60)
+        assert watch.loss(guest.owner) == ""
+        killpath.tell(watch.address, guest.owner.pid, FailureAction.POWEROFF)
+        assert "has lost the lockspace" in watch.loss(guest.owner)
+        watch.forget()
+        assert watch.loss(guest.owner) == ""
 
 
 def test_an_orphaned_registration_frees_its_leases(place: Place) -> None:
