@@ -57,6 +57,8 @@ def test_lockspace(text: bytes, name: bytes, host_id: int, path: bytes, offset: 
     ("text", "expected"),
     [
         (b"L:R", Resource(b"L", b"R")),
+        (b"LL:", Resource(b"LL", b"")),
+        (b"L:R:/p: -5", Resource(b"L", b"R", (Disk(b"/p", (1 << 64) - 5),))),
         (b"L:R:/p:0", Resource(b"L", b"R", (Disk(b"/p"),))),
         (b"L:R:/p:0:5", Resource(b"L", b"R", (Disk(b"/p"),), 5, flags=LVER)),
         (b"L:R:/p:0:0x10", Resource(b"L", b"R", (Disk(b"/p"),), 16, flags=LVER)),

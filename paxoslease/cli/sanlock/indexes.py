@@ -31,7 +31,8 @@ def say_entry(entry: Rentry) -> None:
 
 
 def _done(action: bytes, options: Options, work: Callable[[], None]) -> int:
-    result = result_of(work) if options.rindex.disk.path else INVALID
+    is_complete = options.rindex.lockspace and options.rindex.disk.path
+    result = result_of(work) if is_complete else INVALID
     say(b"%b done %d" % (action, result))
     return result
 
@@ -85,14 +86,7 @@ def create(options: Options) -> int:
 
     def work() -> None:
         name = wanted_entry(options).name
-        made.append(
-            Connection().create_resource(
-                wanted_index(options),
-                name,
-                max_hosts=options.number("m") & 0xFFFFFFFF,
-                num_hosts=options.number("n") & 0xFFFFFFFF,
-            )
-        )
+        made.append(Connection().create_resource(wanted_index(options), name))
 
     result = _done(b"create_resource", options, work)
     for offset in made:

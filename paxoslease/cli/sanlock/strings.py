@@ -11,6 +11,7 @@ Source: spec/cli.md 3.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -29,6 +30,7 @@ from paxoslease.wire.sanlock import (
 
 _U64: Final = (1 << 64) - 1
 _MEGA: Final = 1 << 20
+_NUMBER: Final = re.compile(rb"[ \t\n\v\f\r]*[+-]?[0-9]")
 
 
 class ResourceUnreadable(Exception):
@@ -66,7 +68,7 @@ def parse_resource(text: bytes) -> Resource:
     if len(text) < 3:
         raise ResourceUnreadable(-6)
     fields = list(_fields(text))
-    if len(fields) in (1, 3) or text.endswith(b":"):
+    if len(fields) in (1, 3) or (len(fields) > 3 and not fields[-1]):
         raise ResourceUnreadable(-1)
     space, name, *rest = fields
     if max(len(space), len(name)) > NAME_BYTES:
@@ -84,7 +86,7 @@ def parse_resource(text: bytes) -> Resource:
 
 
 def _disk(path: bytes, offset: bytes, *, is_first: bool) -> Disk:
-    if not 0 < len(path) < PATH_BYTES or not offset[:1].isdigit():
+    if not 0 < len(path) < PATH_BYTES or not _NUMBER.match(offset):
         raise ResourceUnreadable(-1)
     return Disk(path, _offset(offset) if is_first else to_long(offset) & _U64)
 
