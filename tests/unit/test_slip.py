@@ -169,7 +169,7 @@ def test_lives_are_long_enough(daemons: Daemons, monkeypatch: pytest.MonkeyPatch
     assert 20 <= 1000 - left < 40
 
 
-@pytest.mark.parametrize("calls", range(0, 12))
+@pytest.mark.parametrize("calls", range(12))
 def test_half_a_request_is_kept(
     daemons: Daemons, monkeypatch: pytest.MonkeyPatch, calls: int
 ) -> None:
@@ -194,9 +194,11 @@ def test_reply_that_is_read_slowly_comes_whole(daemons: Daemons) -> None:
     except BlockingIOError:
         pass
     assert daemons.slip.put_reply(data)
-    with pytest.raises(BlockingIOError):
+    try:
         while True:
             daemons.slip.send(connected)
+    except BlockingIOError:
+        assert daemons.slip.unsent
     assert daemons.client.recv(filled, socket.MSG_WAITALL) == b"x" * filled
     left = Slip(*daemons.slip.descriptors).load(connected)
     successor = Slip(*daemons.slip.descriptors)
