@@ -274,8 +274,13 @@ def convert_to_shared(lease: Lease, *, lvb: bytes | None = None) -> Protocol[Lea
 
 
 def read_lvb(claim: Claim) -> Protocol[bytes]:
-    """Read the lock value block: one sector. Raises LeaseUnsupported, DiskTimeout, DiskError."""
-    return (yield from read_at(claim, _lvb_offsets(claim)))
+    """Read the lock value block: one sector. Raises LeaseUnsupported, DiskTimeout, DiskError.
+
+    It is on the first disk only. It bears no version, so of several copies, some of which a write
+    had missed, nobody could tell the newest.
+    """
+    first, offset = _lvb_place(claim)
+    return (yield from read_at(first, (offset,)))
 
 
 def write_lvb(lease: Lease, data: bytes) -> Protocol[None]:
@@ -283,28 +288,27 @@ def write_lvb(lease: Lease, data: bytes) -> Protocol[None]:
 
     Raises LeaseUnsupported, DiskTimeout, DiskError, LockspaceFailed; the lease is held on.
     """
-    claim = lease.claim
+    claim, offset = _lvb_place(lease.claim)
     if len(data) > claim.sector_size:
         reason = f"an LVB of {len(data)} bytes does not fit into a sector of {claim.sector_size}"
         raise LeaseUnsupported(claim.space.name, claim.resource.name, reason)
-    offsets = _lvb_offsets(claim)
     padded = data.ljust(claim.sector_size, b"\0")
     while True:
         shelf = yield from shelf_life(claim)
         try:
-            yield from write_at(claim, offsets, padded, shelf.not_after_us)
+            yield from write_at(claim, (offset,), padded, shelf.not_after_us)
         except DecisionStale:
             continue  # paused before the write was submitted: ask again whether we may
         return
 
 
-def _lvb_offsets(claim: Claim) -> tuple[int, ...]:
-    offsets = tuple(area.lvb for area in claim.resource.disks)
-    found = tuple(offset for offset in offsets if offset is not None)
-    if len(found) != len(offsets):
+def _lvb_place(claim: Claim) -> tuple[Claim, int]:
+    """Return the claim as it lies on its first disk, and where the block is there (9.7)."""
+    first = claim.resource.disks[0]
+    if first.lvb is None:
         reason = "an LVB has no place with 4096-byte sectors and less than 8 MiB"
         raise LeaseUnsupported(claim.space.name, claim.resource.name, reason)
-    return found
+    return claim._replace(resource=claim.resource._replace(disks=(first,))), first.lvb
 
 
 class Owners(NamedTuple):

@@ -17,8 +17,10 @@ from paxoslease.protocol.leases import (
     Lease,
     acquire_exclusive,
     acquire_shared,
+    read_lvb,
     read_owners,
     release,
+    write_lvb,
 )
 from paxoslease.timing import Timing
 from tests.unit.drive import Desk
@@ -182,3 +184,17 @@ def test_the_newest_sector_of_a_host_counts() -> None:
     assert ballot.sector_of(1) == newer
     assert ballot.sector_of(2) == old
     assert ballot.sector_of(3) == NEVER_USED
+
+
+def test_a_value_block_is_on_the_first_disk_only(desk: Desk) -> None:
+    """It has no version: of copies on several disks nobody could tell which a write had missed."""
+    lease = desk.run(acquire_exclusive(claim_of(1)))
+    desk.run(write_lvb(lease, b"old"))
+    desk.fail = broken("/a")
+    with pytest.raises(DiskError):
+        desk.run(write_lvb(lease, b"new"))
+    with pytest.raises(DiskError):
+        desk.run(read_lvb(claim_of(2)))
+    desk.fail = broken("/b", "/c")
+    desk.run(write_lvb(lease, b"new"))
+    assert desk.run(read_lvb(claim_of(2))).rstrip(b"\0") == b"new"
