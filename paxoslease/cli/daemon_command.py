@@ -25,6 +25,7 @@ _KEYS: Final[dict[str, tuple[str, type]]] = {
     "kill_grace": ("grace_s", int),
     "high_priority": ("high_priority", bool),
     "lock_memory": ("mlock_level", int),
+    "keep_unused_lockspaces": ("keep_unused_lockspaces", bool),
     "renewal_history": ("renewal_history_size", int),
     "log_file_priority": ("log_file_priority", int),
     "syslog_priority": ("syslog_priority", int),
@@ -80,7 +81,7 @@ def _options(arguments: argparse.Namespace) -> DaemonOptions:
 
     from paxoslease.daemon.options import DaemonOptions
 
-    options = replace(DaemonOptions(), foreground=True)
+    options = replace(DaemonOptions(), foreground=True, keep_unused_lockspaces=True)
     path = arguments.config or CONFIG
     try:
         with open(path, "rb") as file:

@@ -86,6 +86,10 @@ class Client:
             else:
                 self._places[place] = token
 
+    def take_places(self) -> None:
+        """Have places for what is held, in its order: of a predecessor's."""
+        self._places = list(self.tokens)
+
     def in_places(self) -> list[Token]:
         """Return the tokens in the order of their places."""
         placed = [token for token in self._places if token in self.tokens]

@@ -20,6 +20,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paxoslease.daemon.bridge import in_thread
@@ -43,8 +44,8 @@ STEADY_S: Final = 300.0
 class Handover(NamedTuple):
     """What an image leaves to the next one.
 
-    kept: descriptors of the caller's, by name. connections, listeners, watchdogs, journal: as
-    their modules dump them.
+    kept: descriptors of the caller's, by name. connections, listeners, watchdogs, journal, host
+    tables: as their modules dump them.
     """
 
     kept: dict[str, int]
@@ -54,6 +55,7 @@ class Handover(NamedTuple):
     journal: dict[str, dict[str, Any]]
     host_name: str
     helper_pid: int
+    tables: Mapping[str, list[list[Any]]] = MappingProxyType({})  # not there in older images
 
 
 def receive() -> Handover | None:
@@ -164,6 +166,7 @@ async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
             daemon.journal.dump(),
             os.fsdecode(daemon.host_name),
             daemon.helper.pid if daemon.helper is not None else -1,
+            {s.name.hex(): s.membership.member.table.dump() for s in daemon.spaces if s.membership},
         )
         for fd in _descriptors(handover):
             os.set_inheritable(fd, True)

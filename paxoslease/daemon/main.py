@@ -200,10 +200,11 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     _catch_signals(daemon, started)
     daemon.take_connections(inheritance.connections)
     try:
-        await restore(daemon, notes, inheritance.connections, inheritance.watchdogs)
+        connections, watchdogs = inheritance.connections, inheritance.watchdogs
+        names = await restore(daemon, notes, connections, watchdogs, handed_over)
     except (PaxosleaseError, KeyError, ValueError, TypeError) as error:
         return _end_all(error, inheritance, journal_path, options)
-    inheritance.disarm(options, [space.name for space in daemon.spaces])
+    inheritance.disarm(options, names)
     if handed_over is None:
         daemon.close_strangers()
     daemon.take_listeners(inheritance.listeners)

@@ -15,7 +15,8 @@ class DaemonOptions:
 
     foreground: stay in the foreground and log everything to stderr. host_name: empty for a random
     one. user, group: names, empty for the defaults. io_timeout: s, for lockspaces that do not say
-    their own. bitmap_s: 0 for six io_timeouts. grace_s: s before SIGKILL.
+    their own. bitmap_s: 0 for six io_timeouts. grace_s: s before SIGKILL. keep_unused_lockspaces:
+    after a crash, go on with those too that nobody uses.
     """
 
     foreground: bool = False
@@ -50,3 +51,4 @@ class DaemonOptions:
     bitmap_s: int = 0
     grace_s: int = 40
     watchdog: str = "wdmd"
+    keep_unused_lockspaces: bool = False

@@ -94,6 +94,7 @@ class Registry:
         entry.tokens.append(token)
         client.tokens.append(token)
         client.tokens.sort(key=lambda held: held.number)
+        client.take_places()
         client.follow(entry.space)
 
     def _next_number(self) -> int:
@@ -148,8 +149,8 @@ class Registry:
         tokens = [task.result() for task, error in zip(begun, errors, strict=True) if error is None]
         if refused is not None:
             failures.append(refused)
-        if client.has_ended and not failures:
-            failures.append(Refusal(errno.ENOTTY))
+        if client.has_ended and all(isinstance(error, Cancelled) for error in failures):
+            failures = [Refusal(errno.ENOTTY)]
         if failures:
             for token in tokens:
                 await self._undo(token)

@@ -34,6 +34,7 @@ from paxoslease.errors import PaxosleaseError
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
+    from paxoslease.daemon.handover import Handover
     from paxoslease.daemon.server import Daemon
 
 _log = logging.getLogger(__name__)
@@ -54,13 +55,19 @@ async def restore(
     notes: Notes,
     connections: Mapping[int, Connection],
     watchdogs: Mapping[bytes, WatchdogState],
-) -> None:
+    handed_over: Handover | None,
+) -> list[bytes]:
     """Take over what was noted: `notes` by key, as the journal has them.
 
-    connections: those that are still there, by slot. Returns when all lockspaces are known to be
-    good or not, or after a few seconds. Raises BadState, StorageError, WatchdogError: it cannot be
-    known what the clients hold.
+    connections: those that are still there, by slot. handed_over: None after a crash; then a
+    lockspace that nobody uses is left, unless the options say otherwise: who kills a daemon and
+    starts it again expects it to be without it. Returns the names of the lockspaces that there
+    were, when all are known to be good or not, or after a few seconds.
+
+    Raises BadState, StorageError, WatchdogError: it cannot be known what the clients hold.
     """
+    names: list[bytes] = []
+    keeps_unused = handed_over is not None or daemon.options.keep_unused_lockspaces
     by_number: dict[int, Client] = {}
     for key, value in notes.items():
         if key.startswith("c"):
@@ -68,7 +75,15 @@ async def restore(
             by_number[client.number] = client
     for key, value in notes.items():
         if key.startswith("s"):
-            space, task = await _restore_space(daemon, value, notes, by_number, watchdogs)
+            space, unknown = await _restore_space(daemon, value, notes, by_number, watchdogs)
+            names.append(space.name)
+            if handed_over is not None and space.membership is not None:
+                table = handed_over.tables.get(space.name.hex())
+                if table:
+                    space.membership.member.table.load(table)
+            is_over = bool(value.get("is_over"))
+            work = _go_on(daemon, space, unknown, is_over=is_over, keeps_unused=keeps_unused)
+            task = daemon.spaces.start(work)
             daemon.restoring[space.name] = task
             task.add_done_callback(partial(_restored, daemon, space.name))
     for client in by_number.values():
@@ -86,6 +101,7 @@ async def restore(
             daemon.journal.drop(key)
     if daemon.restoring:
         await asyncio.wait(daemon.restoring.values(), timeout=_PATIENCE_S)
+    return names
 
 
 def _restored(daemon: Daemon, name: bytes, _: asyncio.Task[Any]) -> None:
@@ -139,8 +155,8 @@ async def _restore_space(
     notes: Notes,
     by_number: Mapping[int, Client],
     watchdogs: Mapping[bytes, WatchdogState],
-) -> tuple[Space, asyncio.Task[Any]]:
-    """Attach the users of a lockspace, then begin to find out whether it may be continued."""
+) -> tuple[Space, list[tuple[Entry, str, LeaseState | None]]]:
+    """Attach the users of a lockspace; returns it, and what was being done whose end is unknown."""
     wanted = wire.parse_lockspace(bytes.fromhex(value["wanted"]))
     state = load_membership(value["membership"])
     space = await daemon.spaces.resume(wanted, state, watchdogs.get(wanted.name))
@@ -150,8 +166,7 @@ async def _restore_space(
     for key, noted in notes.items():
         if key.startswith(f"e{wanted.name.hex()}:"):
             unknown += await _restore_entry(daemon, space, noted, by_number)
-    is_over = bool(value.get("is_over"))
-    return space, daemon.spaces.start(_go_on(daemon, space, unknown, is_over=is_over))
+    return space, unknown
 
 
 async def _restore_entry(
@@ -187,10 +202,12 @@ async def _go_on(
     unknown: list[tuple[Entry, str, LeaseState | None]],
     *,
     is_over: bool,
+    keeps_unused: bool,
 ) -> None:
     """Continue a membership, then bring to an end what was under way.
 
-    is_over: it had failed or was being left, which is gone on with.
+    is_over: it had failed or was being left, which is gone on with. keeps_unused: stay in it
+    although nobody uses it.
     """
     membership = space.membership
     assert membership is not None
@@ -213,6 +230,14 @@ async def _go_on(
         return
     _log.warning("s%d continued, host_id %d", space.number, space.wanted.host_id)
     await asyncio.gather(*(_settle(daemon, entry, what, lease) for entry, what, lease in unknown))
+    if not keeps_unused and not _is_used(daemon, space):
+        daemon.spaces.leave(space)
+        await space.ended.wait()
+
+
+def _is_used(daemon: Daemon, space: Space) -> bool:
+    entries = daemon.registry.of_space(space)
+    return space.used or any(entry.tokens or entry.phase is Phase.ORPHAN for entry in entries)
 
 
 async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | None) -> None:
