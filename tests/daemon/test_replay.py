@@ -74,6 +74,11 @@ BEFORE: Final[dict[str, tuple[Any, ...]]] = {
 BETTER: Final[dict[str, Sequence[str]]] = {
     # 3.8.5 takes a new lease where there is no orphan.
     "acquire/orphan-only-none-exists": ["result -2, data2 0, flags 0x4 seq 0, length 32"],
+    # 3.8.5 enters a name twice.
+    "create_resource/duplicate-name": [
+        "result -17, data2 0, length 96",
+        "  rentry '' offset=0 flags=0 unused=0",
+    ],
     # 3.8.5 runs on into the fields behind the name.
     "inquire/name-48-chars": [
         "result 0, data2 1, length *",

@@ -334,8 +334,12 @@ STATE_TYPES: Final = {1: "daemon", 2: "client", 3: "lockspace", 4: "resource", 5
 
 
 def states(data: bytes, masks: Masks) -> list[str]:
-    """Tell the records of a status stream (section 14)."""
-    lines: list[str] = []
+    """Tell the records of a status stream (section 14).
+
+    Clients that are not registered come before the others: which slots they have depends on when
+    the ends of earlier connections were noticed.
+    """
+    records: list[list[str]] = []
     at = 0
     while len(data) - at >= 80:
         kind, flags, data32, data64, name, size = struct.unpack_from("<IIi4xQ48sI", data, at)
@@ -346,19 +350,30 @@ def states(data: bytes, masks: Masks) -> list[str]:
         shown = f"{STATE_TYPES.get(kind, kind)} {name_text(name, masks)} {number} {number64}"
         end = "" if text.endswith(b"\0") and text.count(b"\0") == 1 else " badly ended"
         items = text.rstrip(b"\0").decode(errors="backslashreplace").split(" ")
-        lines.append(f"{shown} flags={flags}{end}")
-        lines.append("    " + " ".join(masks.item(item) for item in items))
+        record = [f"{shown} flags={flags}{end}"]
+        record.append("    " + " ".join(masks.item(item) for item in items))
         if kind == 3:
-            lines.append("    " + _lockspace(data[at : at + 1104], masks))
+            record.append("    " + _lockspace(data[at : at + 1104], masks))
             at += 1104
         elif kind == 4:
-            lines.append("    " + _resource(data[at : at + 128], masks))
+            record.append("    " + _resource(data[at : at + 128], masks))
             disks = int.from_bytes(data[at + 124 : at + 128], "little")
             at += 128
             for _ in range(disks):
-                lines.append("    disk " + _disk(data[at : at + 1040], masks))
+                record.append("    disk " + _disk(data[at : at + 1040], masks))
                 at += 1040
-    return lines + ([f"left over: {data[at:].hex()}"] if data[at:] else [])
+        records.append(record)
+    left_over = [[f"left over: {data[at:].hex()}"]] if data[at:] else []
+    return [line for record in _in_order(records) + left_over for line in record]
+
+
+def _in_order(records: list[list[str]]) -> list[list[str]]:
+    clients = [record for record in records if record[0].startswith("client ")]
+    if not clients:
+        return records
+    first = records.index(clients[0])
+    in_order = sorted(clients, key=lambda record: " pid=-1 " not in record[1])
+    return records[:first] + in_order + records[first + len(clients) :]
 
 
 def _renewals(data: bytes, masks: Masks) -> list[str]:
