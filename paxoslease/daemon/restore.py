@@ -236,6 +236,8 @@ async def _go_on(
 
 
 def _is_used(daemon: Daemon, space: Space) -> bool:
+    if any(client.is_busy for client in daemon.clients):
+        return True  # it may be acquiring
     entries = daemon.registry.of_space(space)
     return space.used or any(entry.tokens or entry.phase is Phase.ORPHAN for entry in entries)
 

@@ -47,6 +47,7 @@ class ChaosClient:
         self.space = space.encode()
         self.path = path.encode()
         self.leases = int(leases)
+        self.log = (Path(witness).parent / f"client{os.getpid()}.log").open("w", buffering=1)
         self.witness = WitnessClient(Path(witness), f"pid {os.getpid()}")
         self.connection = Connection(directory, timeout_s=LIMIT_S)
         self.connection.register()
@@ -59,6 +60,10 @@ class ChaosClient:
         flags = ResourceFlag.SHARED if shared else ResourceFlag(0)
         place = Disk(self.path, (1 + number) * MIB)
         return Resource(self.space, b"r%d" % number, flags=int(flags), disks=(place,))
+
+    def note(self, *words: object) -> None:
+        """Write down what is done, for whoever has to find out what went wrong."""
+        print(f"{time.monotonic():.4f}", *words, file=self.log)
 
     def held(self) -> dict[str, str]:
         """Ask what is held: the version, or SH, by name."""
@@ -84,11 +89,13 @@ class ChaosClient:
         shared = self.random.random() < 0.3
         wanted = [self.resource(number, shared=shared) for number in numbers]
         flags = AcquireFlag.OWNER_NOWAIT
+        self.note("acquire", numbers, "shared" if shared else "")
         try:
             self.connection.acquire(wanted, flags=flags)
         except DaemonError as error:
             if isinstance(error, DaemonBroken | DaemonSilent | DaemonUnreachable):
                 raise
+            self.note("refused", error)
             self.refused += 1
             self.check()
             return
@@ -97,6 +104,7 @@ class ChaosClient:
         found = self.held()
         if sorted(found) != sorted(names):
             raise Wrong(f"acquired were {names}, held are {found}")
+        self.note("acquired", found)
         self.holds = found
         mode = SHARED if shared else EXCLUSIVE
         for name in names:
@@ -114,7 +122,9 @@ class ChaosClient:
             shared = wanted[0]._replace(flags=int(ResourceFlag.SHARED))
             name = shared.name.decode()
             self.witness.change(name, SHARED, 0)
+            self.note("convert", name)
             self.connection.convert(shared)
+            self.note("converted", name)
             self.converted += 1
             self.holds[name] = "SH"
             time.sleep(self.random.choice((0, 0.1)))
@@ -123,10 +133,12 @@ class ChaosClient:
     def release(self, wanted: list[Resource]) -> None:
         """Give back what is held, in one of the ways."""
         self.holds = {}
+        self.note("release")
         if self.random.random() < 0.3:
             self.connection.release_all()
         else:
             self.connection.release(wanted)
+        self.note("released")
         self.check()
 
     def run(self) -> list[str]:
@@ -136,6 +148,7 @@ class ChaosClient:
             try:
                 self.once()
             except (Wrong, ExclusionBroken, DaemonError, OSError) as error:
+                self.note("wrong", error)
                 return [f"{type(error).__name__}: {error}"]
             self.longest_s = max(self.longest_s, time.monotonic() - begin)
             time.sleep(self.random.uniform(0.0, 0.06))
@@ -147,6 +160,7 @@ def main() -> None:
     client = ChaosClient(sys.argv[1:])
     print("ready", flush=True)
     wrong = client.run()
+    client.log.close()
     report = {
         "pid": os.getpid(),
         "acquired": client.acquired,
