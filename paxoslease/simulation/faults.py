@@ -13,6 +13,9 @@ What the simulation may do, and why the cluster must survive it:
 - A host stands still for any time, also between two effects, while its disk I/O goes on and the
   processes that use its leases run. It crashes at any moment. Its watchdog resets it no later than
   `WATCHDOG_MARGIN_US` before the fire time-out after the expiry that it was told.
+- What keeps a host's leases is killed, not their users nor its claim on the watchdog, and perhaps
+  is started again: once its I/O has landed, at any later time, with a note of what was held or
+  under way, which may be old about the last renewal.
 - Clocks have any origin and differ in rate by at most `DRIFT_PPM` from true time. Over a wait of
   `dead` that is less than the watchdog's margin.
 - Acknowledged writes are never lost.
@@ -36,9 +39,9 @@ class Options(NamedTuple):
 
     hosts: number of host ids. io_timeouts: s, one per host. watchdog: s. resources: how many
     leases. disks: on how many disks each of them lies. sizes: of all areas. originals: how many
-    hosts run the model of the original. jitter: over how many powers of ten latencies spread.
-    pushy: chance of an attempt that does not wait for its turn. minutes: virtual length of the
-    phase with faults.
+    hosts run the model of the original. adopt: chance that a killed daemon gets a successor.
+    jitter: over how many powers of ten latencies spread. pushy: chance of an attempt that does not
+    wait for its turn. minutes: virtual length of the phase with faults.
     """
 
     hosts: int
@@ -72,6 +75,7 @@ class Options(NamedTuple):
     hold_us: int
     think_us: int
     deaf: float
+    adopt: float = 0.0
 
     @property
     def is_faultless(self) -> bool:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from paxoslease.errors import LockspaceFailed, PaxosleaseError
 from paxoslease.protocol import recovery
+from paxoslease.protocol.adoption import Legacy, resume
+from paxoslease.protocol.delta import Held
 from paxoslease.protocol.effects import PetWatchdog, Signal, Write
 from paxoslease.protocol.hosts import HostTable
 from paxoslease.protocol.leases import Lease
-from paxoslease.protocol.membership import Failed, Joined, Member, guard, live
+from paxoslease.protocol.membership import Failed, Joined, Member, Renewed, guard, live
 from paxoslease.simulation.driver import Flight, Task
 from paxoslease.simulation.faults import DRIFT_PPM, WATCHDOG_MARGIN_US
 from paxoslease.simulation.oracles import Use, Watched
-from paxoslease.simulation.workload import work
+from paxoslease.simulation.workload import Cut, carry_on, work
 from paxoslease.timing import SECOND_US, Timing
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 MILLION = 1_000_000
 BOOT_US = 20 * SECOND_US
+EXIT_POLL_US = 100_000
 
 
 class Host:
@@ -56,6 +60,9 @@ class Host:
         self._life: Task | None = None
         self._guard: Task | None = None
         self._cleared: Member | None = None
+        self._fate = Random(f"fate {world.seed} {index}")
+        self._noted: Held | None = None  # of the membership, by the daemon for its successor
+        self._cuts: dict[bytes, Cut] = {}  # what is under way, noted before it begins
         self.member = self._new_member()
 
     # -- clock -----------------------------------------------------------------------------------
@@ -100,6 +107,8 @@ class Host:
         self.member = self._new_member()
         self.winding_down = False
         self._busy.clear()
+        self._cuts.clear()
+        self._noted = None
         self._recovery = None
         protocol = live(self.member, earlier_life_over=earlier_life_over)
         self._life = Task(self, "life", protocol, self._life_ended)
@@ -110,14 +119,35 @@ class Host:
         world = self.world
         self.is_up = True
         world.trace(self, "joined", self.member.standing(self.local(world.driver.now)))
-        self._guard = Task(self, "guard", guard(self.member), _no_end)
-        world.driver.start(self._guard)
+        self._start_guard()
+        cuts, self._cuts = self._cuts, {}
         for watched, claim in () if world.over else world.claims(self):
-            self.start_work(watched, claim)
+            use = next((u for u in self.uses if u.resource is watched), None)
+            if use is None and watched.name not in cuts:
+                self.start_work(watched, claim)
+            else:
+                self._carry_on(watched, claim, cuts.get(watched.name), use)
+
+    def _start_guard(self) -> None:
+        if self._guard is not None and self._guard.alive:
+            self.world.driver.drop(self._guard)
+            self.tasks.remove(self._guard)
+        self._guard = Task(self, "guard", guard(self.member), _no_end)
+        self.world.driver.start(self._guard)
 
     def start_work(self, watched: Watched, claim: Any) -> None:
         """Let a user of one resource begin."""
         task = Task(self, watched.name.decode(), work(self, watched, claim), self._work_ended)
+        self.world.driver.start(task)
+
+    def _carry_on(self, watched: Watched, claim: Any, cut: Cut | None, use: Use | None) -> None:
+        """Go on with what the predecessor held or did; what it did is noted still."""
+        protocol = carry_on(self, watched, claim, cut, use)
+        task = Task(self, watched.name.decode(), protocol, self._work_ended)
+        if use is not None:
+            use.task = task
+        if cut is not None:
+            self._cuts[watched.name] = cut
         self.world.driver.start(task)
 
     def _work_ended(self, task: Task, result: Any, error: PaxosleaseError | None) -> None:
@@ -161,7 +191,11 @@ class Host:
         self._life = None
         member = task.member
         rng = self.world.rng
-        if member.held is None:
+        if member.held is None and self._noted is not None:
+            self.world.trace(self, "was not adopted", error)
+            if member.fail("not adopted", error):
+                self._failed(Failed("not adopted", error))
+        elif member.held is None:
             self.world.trace(self, "did not join", error)
             self._later(int(rng.random() * self.timing.dead_us / 4), False)
         elif member.has_left:
@@ -230,7 +264,11 @@ class Host:
         if task.member is not self.member:
             return
         if isinstance(event, Joined):
+            self._noted = event.held
             self._joined()
+        elif isinstance(event, Renewed):
+            if event.error is None and self._fate.random() < 0.3:
+                self._noted = self.member.held
         elif isinstance(event, Failed):
             self._failed(event)
         elif isinstance(event, recovery.Cleared):
@@ -242,7 +280,7 @@ class Host:
             return
         driver = self.world.driver
         self.is_up = False
-        held = self.member.held
+        held = self.member.held or self._noted
         processes = tuple(recovery.Process(use.number) for use in self.uses)
         ladder = recovery.begin(
             self.member.space.name,
@@ -279,9 +317,19 @@ class Host:
 
     # -- users -----------------------------------------------------------------------------------
 
-    def busy(self, watched: Watched, is_busy: bool) -> None:
-        """Note that an operation on a lease is under way: the watchdog must not be disarmed."""
-        (self._busy.add if is_busy else self._busy.discard)(watched.name)
+    def busy(
+        self, watched: Watched, is_busy: bool, *, before: Lease | None = None, keep: bool = False
+    ) -> None:
+        """Note that an operation on a lease is under way: the watchdog must not be disarmed.
+
+        before, keep: for a successor, see protocol.outcome.
+        """
+        if is_busy:
+            self._busy.add(watched.name)
+            self._cuts[watched.name] = Cut(before, keep)
+        else:
+            self._busy.discard(watched.name)
+            self._cuts.pop(watched.name, None)
         self._tell_use()
 
     def begin_use(self, watched: Watched, lease: Lease) -> Use:
@@ -335,6 +383,34 @@ class Host:
         self._drop_tasks()
         if not armed:
             self.reset()
+        elif not self.is_original and self._fate.random() < self.world.options.adopt:
+            longest_us = self._fate.choice(
+                (SECOND_US, self.timing.fail_us, 2 * self.timing.fail_us)
+            )
+            driver = self.world.driver
+            driver.at(driver.now + int(self._fate.random() * longest_us), self._adopt, self.resets)
+
+    def _adopt(self, resets: int) -> None:
+        """Start a successor of the daemon, as soon as nothing of that is in flight any more."""
+        if self.resets != resets or self._noted is None:
+            return
+        driver = self.world.driver
+        if self.flights:
+            driver.at(driver.now + EXIT_POLL_US, self._adopt, resets)
+            return
+        world = self.world
+        world.adoptions += 1
+        world.trace(self, "gets a new daemon")
+        self.winding_down = world.over
+        now = self.local(driver.now)
+        self.member = self._new_member()
+        self.member.limit_us = max(
+            self._noted.renewed_us + self.timing.fail_us, now + 2 * self.timing.io_us
+        )
+        self._start_guard()
+        protocol = resume(self.member, Legacy(self._noted, is_final=False))
+        self._life = Task(self, "life", protocol, self._life_ended)
+        driver.start(self._life)
 
     def _drop_tasks(self) -> None:
         for task in self.tasks:
@@ -355,6 +431,8 @@ class Host:
             if world.rng.random() < 0.5:
                 world.driver.land(flight)
         self.flights.clear()
+        self._cuts.clear()
+        self._noted = None
         for use in list(self.uses):
             self.stop_use(use)
         self._watchdog_at = 0

@@ -18,6 +18,7 @@ from paxoslease.protocol.leases import (
     read_lvb,
     release,
 )
+from paxoslease.protocol.outcome import settle_unknown
 from paxoslease.simulation import original
 from paxoslease.simulation.oracles import Use, Watched
 from paxoslease.timing import SECOND_US
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 
 PATIENCE_US = 12 * SECOND_US
 CALM_THINK_US = 10 * SECOND_US
+
+
+class Cut(NamedTuple):
+    """What a daemon was doing with a lease when it was killed; see protocol.outcome."""
+
+    before: Lease | None
+    keep: bool
+
+    @property
+    def was_shared(self) -> bool:
+        """Tell whether the lease was held shared."""
+        return self.before is not None and self.before.shared
 
 
 class _Wanted(NamedTuple):
@@ -63,11 +76,44 @@ def work(host: Host, watched: Watched, claim: Claim) -> Protocol[None]:
         if not use.shared and rng.random() < o.lvb:
             data = host.world.next_lvb(claim.sector_size)
         host.end_use(use)
-        host.busy(watched, True)
+        host.busy(watched, True, before=use.lease)
         yield from give_back(host, watched, use.lease, data)
         if not host.is_original:
             turn = turn_after(use.lease, host.local(host.world.driver.now))
         host.busy(watched, False)
+
+
+def carry_on(
+    host: Host, watched: Watched, claim: Claim, cut: Cut | None, use: Use | None
+) -> Protocol[None]:
+    """Go on with a lease that a predecessor held, or worked on when it was killed; then as `work`.
+
+    cut: what it was about, None for nothing. use: whoever uses the lease, None for nobody.
+    """
+    world, oracle = host.world, host.world.oracle
+    if cut is not None:
+        host.busy(watched, True, before=cut.before, keep=cut.keep)
+        settled = yield from settle_unknown(claim, cut.before, keep=cut.keep)
+        world.trace(host, "settled", watched.name, settled.found, settled.lease)
+        if cut.before is not None and not cut.keep:
+            oracle.released(cut.before, world.driver.disks)
+        if use is not None and settled.lease is None:
+            host.stop_use(use)
+            use = None
+        elif use is not None and settled.lease is not None:
+            if use.shared and not settled.lease.shared and not cut.was_shared:
+                oracle.changed(use, False)
+            use.lease = settled.lease
+            if use.shared and not settled.lease.shared:
+                oracle.converted(use, settled.lease, world.driver.now)
+        host.busy(watched, False)
+    if use is not None:
+        yield from _rest(int(world.options.hold_us * world.rng.expovariate(1.0)))
+        host.end_use(use)
+        host.busy(watched, True, before=use.lease)
+        yield from give_back(host, watched, use.lease, None)
+        host.busy(watched, False)
+    yield from work(host, watched, claim)
 
 
 def _rest(duration_us: int) -> Protocol[None]:
@@ -113,7 +159,7 @@ def _use(host: Host, use: Use) -> Protocol[None]:
     if rng.random() >= o.convert:
         return
     oracle, was_shared = host.world.oracle, use.shared
-    host.busy(use.resource, True)
+    host.busy(use.resource, True, before=use.lease, keep=True)
     try:
         if was_shared:
             lease = yield from convert_to_exclusive(use.lease)
