@@ -54,8 +54,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         description="Register a process as owner with a lock driver's daemon, acquire the locks "
         "of a guest's disks and leases in its name, let it become COMMAND, act when a lock is "
         "lost, and exit as COMMAND did. The locks are COMMAND's: they are freed when it ends, and "
-        "it keeps them if this command is killed. COMMAND should be the guest itself, not a script "
-        "that starts it. SIGCONT to this command resumes a guest that was paused.",
+        "it keeps them if this command is killed. COMMAND should be the guest itself, in the "
+        "foreground, not a script that starts it. SIGCONT to this command resumes a guest that "
+        "was paused.",
         epilog=EXIT_HELP + "\n  other: COMMAND's own; 128+N when signal N ended it",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -244,7 +245,7 @@ def _one_life(plan: _Plan, watch: Watch | None, process: OwnerProcess) -> tuple[
             raise
         with interrupts.forwarded(supervisor), _resumed_by_signal(supervisor):
             status = supervisor.run()
-        if not supervisor.lost:
+        if supervisor.may_be_left and not supervisor.lost:
             _release(plan, process)
         return supervisor.lost, status
 
@@ -260,7 +261,7 @@ def _resumed_by_signal(supervisor: Supervisor) -> Iterator[None]:
 
 
 def _release(plan: _Plan, process: OwnerProcess) -> None:
-    """Release what the end of the command's own connection may have left."""
+    """Release what the end of the command's own connection does not free."""
     try:
         plan.driver.release(process.owner, plan.domain.resources, want_state=False)
     except PaxosleaseError as error:

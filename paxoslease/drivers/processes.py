@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -93,13 +94,32 @@ class Handle:
         """Signal it, and its group if it leads one. Nothing happens when it is gone."""
         if self.is_gone:
             return
-        try:
+        with suppress(ProcessLookupError):
             if os.getpgid(self.pid) == self.pid:
                 os.killpg(self.pid, number)
             else:
                 signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            return
+
+    def others(self) -> list[int]:
+        """Return what lives of its group beside it, also after its end, as long as it is a zombie.
+
+        Its number names its group until somebody has waited for it.
+        """
+        return [pid for pid in self._members() if pid != self.pid and not _has_ended(pid)]
+
+    def kill_others(self) -> None:
+        """Kill what lives of its group beside it. As for `others`, before anybody waits for it."""
+        for pid in self.others():
+            with Handle(pid) as other:
+                found = _stat(pid)
+                if found is not None and found.group == self.pid:
+                    other.kill()
+
+    def kill(self) -> None:
+        """Kill it alone. Nothing happens when it is gone."""
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def wait_stopped(self, limit_s: float = STOP_LIMIT_S) -> bool:
         """Wait until every thread of it and of its group stands still, or is gone.
@@ -120,6 +140,11 @@ class Handle:
             return [self.pid]
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
         return [pid for pid in pids if (found := _stat(pid)) and found.group == self.pid]
+
+
+def _has_ended(pid: int) -> bool:
+    found = _stat(pid)
+    return found is None or found.state in "ZX"
 
 
 def _stands(pid: int) -> bool:

@@ -47,6 +47,7 @@ class Supervisor:
     guest may take to end after SIGTERM. tell: is given a sentence when something happens.
 
     lost: why the locks were lost for good, empty while they were not; read it after `run`.
+    may_be_left: whether a resume has left locks that the guest's own end does not free.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class Supervisor:
         tell: Callable[[str], None],
     ) -> None:
         self.lost = ""
+        self.may_be_left = False
+        # Versions do not change while locks are held, so this is the state at any later loss.
+        self._state = driver.inquire(process.owner)
         self._driver = driver
         self._process = process
         self._owner = process.owner
@@ -75,13 +79,12 @@ class Supervisor:
         self._resume_wanted = False
         self._awake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._guest = Handle(self._owner.pid)
-        # Versions do not change while locks are held, so this is the state at any later loss.
-        self._state = driver.inquire(self._owner)
 
     def run(self) -> int:
         """Wait for the guest's end; returns its status as subprocess does."""
         with ExitStack() as stack:
-            stack.callback(self._close)
+            stack.enter_context(self._guest)
+            stack.callback(self._close_pipe)
             selector = stack.enter_context(selectors.DefaultSelector())
             # A guest that has ended already was reaped by nobody yet, so its handle is good.
             selector.register(self._guest.fileno(), selectors.EVENT_READ)
@@ -91,11 +94,21 @@ class Supervisor:
             while not self._guest.is_gone:
                 selector.select(self._limit_s())
                 self._step()
-        status = self._process.popen.wait()
-        self._look()
-        if self._phase is not _Phase.RUNS:
-            self.lost = self.lost or "its locks are lost"
-        return status
+            self._look()
+            self._end_of_group()
+        return self._process.popen.wait()
+
+    def _end_of_group(self) -> None:
+        """Deal with what the guest has started and left behind; nobody has waited for it yet."""
+        others = self._guest.others()
+        if not others:
+            return
+        if self.lost:
+            self._guest.kill_others()
+            return
+        self.may_be_left = False
+        pids = ", ".join(str(pid) for pid in others)
+        self._tell(f"what it has started goes on, with its locks and unwatched: {pids}")
 
     def send_signal(self, sig: int) -> None:
         """Pass a signal on to the guest; a paused one must not run, not even to end itself."""
@@ -110,13 +123,17 @@ class Supervisor:
         self._wake_up()
 
     def _wake_up(self) -> None:
+        if self._wake < 0:
+            return  # it has ended
         with suppress(BlockingIOError):  # full: it will wake up in any case
             os.write(self._wake, b"\0")
 
-    def _close(self) -> None:
-        self._guest.close()
-        os.close(self._awake)
-        os.close(self._wake)
+    def _close_pipe(self) -> None:
+        # A signal that comes now finds no descriptor instead of somebody else's.
+        ends = (self._wake, self._awake)
+        self._wake = self._awake = -1
+        for end in ends:
+            os.close(end)
 
     def _limit_s(self) -> float | None:
         """Return after how many seconds to look although nothing was reported."""
@@ -149,7 +166,7 @@ class Supervisor:
             self._tell(f"{reason}; it goes on without locks, as was wanted")
             return
         self.lost = reason
-        if self._guest.fileno() < 0 or self._guest.is_gone:
+        if self._guest.is_gone:
             return
         if self._action is FailureAction.PAUSE:
             self._pause(reason)
@@ -184,13 +201,16 @@ class Supervisor:
             self._driver.prepare()
             if self._watch is not None:
                 self._watch.forget()
+            # What an earlier try has left would be in our own way.
+            self._driver.release(self._owner, self._resources, want_state=False)
             self._driver.acquire(
                 self._owner, self._resources, state=self._state, action=self._action
             )
+            self.may_be_left = True
+            self._state = self._driver.inquire(self._owner)
         except PaxosleaseError as error:
             self._tell(f"it stays paused: {error}")
             return
-        self._state = self._driver.inquire(self._owner)
         self.lost = ""
         self._phase = _Phase.RUNS
         self._tell("it has its locks again and goes on")

@@ -205,3 +205,41 @@ def test_signals_go_to_the_command(bench: Bench) -> None:
         await_that(lambda: bench.progress.exists() and bench.progress.read_text(), "it runs")
         guard.send_signal(signal.SIGHUP)
         assert guard.wait(20) == 9
+
+
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + COUNTER
+
+
+def started_by_a_shell(bench: Bench, ending: str) -> list[str]:
+    """Return the command line of a guard whose command starts the guest beside itself."""
+    guest = ["sh", "-c", f'"$@" & {ending}', "sh", sys.executable, "-c", STUBBORN]
+    return [*COMMAND, *bench.arguments(), *guest, str(bench.progress)]
+
+
+def test_what_a_lost_command_has_started_is_ended_with_it(bench: Bench) -> None:
+    """A guest behind a shell does not outlive the loss of its locks, even if it does not listen."""
+    with subprocess.Popen(started_by_a_shell(bench, "wait")) as guard:
+        await_that(bench.progress.exists, "it runs")
+        with Handle(bench.pid) as guest:
+            bench.daemon.end(signal.SIGKILL)
+            assert guard.wait(20) == 5
+            assert guest.wait_gone(10)
+
+
+def test_what_goes_on_after_the_command_keeps_the_locks(bench: Bench) -> None:
+    """A guest that was put into the background is still the owner, with or without a guard."""
+    with subprocess.Popen(
+        started_by_a_shell(bench, "while [ ! -e $4 ]; do sleep 0.01; done; exit 3"),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as guard:
+        assert guard.wait(20) == 3
+        assert f"what it has started goes on, with its locks and unwatched: {bench.pid}" in line(
+            guard
+        )
+    with Handle(bench.pid) as guest:
+        bench.runs()
+        refused(call(*bench.arguments(), "true"), 4, "is in use")
+        guest.kill()
+        assert guest.wait_gone(10)
+    assert call(*bench.arguments("--wait", 10), "true").code == 0
