@@ -54,7 +54,8 @@ def compared(script: Script, one: Kind, two: Kind, directory: Path) -> str:
     """Play a script with two daemons at once and return what differs."""
     with ThreadPoolExecutor(2) as pool:
         plays = [
-            pool.submit(play, script, kind, directory / f"{kind}{number}")
+            # Short: a socket path ends at 106 bytes.
+            pool.submit(play, script, kind, directory / f"{kind[0]}{number}")
             for number, kind in enumerate((one, two))
         ]
         (notes, failure), (others, other_failure) = (play.result() for play in plays)
@@ -68,8 +69,8 @@ def all_compared(scripts: Sequence[Script], one: Kind, two: Kind, directory: Pat
         require(kind)
     with ThreadPoolExecutor(len(scripts)) as pool:
         plays = {
-            script.__name__: pool.submit(compared, script, one, two, directory / script.__name__)
-            for script in scripts
+            script.__name__: pool.submit(compared, script, one, two, directory / str(number))
+            for number, script in enumerate(scripts)
         }
     found = {name: play.result() for name, play in plays.items()}
     return "\n".join(f"-- {name}:\n{differs}" for name, differs in found.items() if differs)

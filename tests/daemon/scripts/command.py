@@ -65,7 +65,7 @@ def lockspaces(stage: Stage) -> None:
     cli("delete again", "delete", "-x", index, "-e", "ra")
     cli("rebuild", "rebuild", "-x", index)
     host.direct("dump", "dump", f"{path}:0:{4 * MIB}")
-    host.direct("read leader", "read_leader", "-s", space)
+    host.direct("read leader", "read_leader", "-r", f"LS:R2:{path}:2M")
     cli("shutdown", "shutdown")
     cli("shutdown waiting", "shutdown", "-w", "1")
     cli("rem", "rem_lockspace", "-s", space)
