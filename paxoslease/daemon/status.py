@@ -16,6 +16,7 @@ from paxoslease.daemon.clients import Client
 from paxoslease.daemon.connection import Call, Connection
 from paxoslease.daemon.entries import Entry, Phase, Token
 from paxoslease.daemon.spaces import Space, Stage
+from paxoslease.disk.direct import DirectFile
 from paxoslease.engine.operation import now_us
 from paxoslease.timing import SECOND_US
 from paxoslease.wire import sanlock as wire
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 HELPER_SLOT, LISTENER_SLOT = 0, 1
 _NOBODY: Final = -1
+_FILE_SECTOR_SIZE: Final = 512
 _DAEMON_ONLY, _WITH_CLIENTS, _WITH_LOCKSPACES = 1, 2, 3
 _CORRUPT: Final = frozenset((*range(-229, -222), -260, -261))
 _ORDER: Final = {Phase.ACQUIRING: "add", Phase.RELEASING: "rem", Phase.ORPHAN: "orphan"}
@@ -187,9 +189,10 @@ def _lockspaces(daemon: Daemon) -> Iterator[bytes]:
 
 
 def _lockspace(space: Space, extend_s: int) -> bytes:
-    sector_size = align_size = generation = 0
+    sector_size = align_size = generation = device_sector_size = 0
     descriptor = _NOBODY
     if space.membership is not None:
+        device_sector_size = _device_sector_size(space.membership.file)
         member = space.membership.member
         sector_size, align_size = member.space.area.sizes
         generation = 0 if member.held is None else member.held.generation
@@ -220,9 +223,15 @@ def _lockspace(space: Space, extend_s: int) -> bytes:
     )
     host_id = space.wanted.host_id
     state = wire.State(StateType.LOCKSPACE, 0, host_id, space.name, text)
+    disk = _disk(space.wanted.disk, device_sector_size, descriptor)
     return wire.pack_state(state) + wire.pack_lockspace(
-        wire.Lockspace(space.name, host_id, 0, _disk(space.wanted.disk, sector_size, descriptor))
+        wire.Lockspace(space.name, host_id, 0, disk)
     )
+
+
+def _device_sector_size(file: DirectFile) -> int:
+    """Return what the original tells as a disk's sector size: the device's, 512 for a file."""
+    return file.sector_size if file.is_block else _FILE_SECTOR_SIZE
 
 
 def _disk(disk: wire.Disk, sector_size: int, descriptor: int) -> wire.Disk:
@@ -243,8 +252,10 @@ def _resources(daemon: Daemon) -> Iterator[bytes]:
 
 
 def _resource(entry: Entry, word: str, token: Token | None) -> bytes:
-    sector_size = align_size = 0
+    sector_size = align_size = device_sector_size = 0
     if entry.space.membership is not None:
+        # Of the lockspace's disk: the resource's own is as a rule the same.
+        device_sector_size = _device_sector_size(entry.space.membership.file)
         sector_size, align_size = entry.space.membership.member.space.area.sizes
     is_known = entry.phase is not Phase.ACQUIRING
     restricted = entry.restricted
@@ -269,7 +280,7 @@ def _resource(entry: Entry, word: str, token: Token | None) -> bytes:
         pid = token.client.pid
     resource = entry.resource
     state = wire.State(StateType.RESOURCE, pid, entry.lver, resource.name, text)
-    disks = tuple(_disk(disk, sector_size, _NOBODY) for disk in resource.disks)
+    disks = tuple(_disk(disk, device_sector_size, _NOBODY) for disk in resource.disks)
     mode = wire.ResourceFlag.SHARED if entry.shared else 0
     named = wire.Resource(resource.lockspace, resource.name, disks, flags=int(mode))
     return wire.pack_state(state) + wire.pack_resource(named, with_disks=True)

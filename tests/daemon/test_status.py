@@ -159,7 +159,8 @@ def joined(number: int, name: bytes = b"LS") -> Space:
     member = SimpleNamespace(
         space=SimpleNamespace(area=area), held=SimpleNamespace(generation=4), table=table
     )
-    space.membership = SimpleNamespace(member=member, file=SimpleNamespace(fd=9))  # type: ignore[assignment]
+    file = SimpleNamespace(fd=9, sector_size=512, is_block=False)
+    space.membership = SimpleNamespace(member=member, file=file)  # type: ignore[assignment]
     return space
 
 
