@@ -336,8 +336,8 @@ STATE_TYPES: Final = {1: "daemon", 2: "client", 3: "lockspace", 4: "resource", 5
 def states(data: bytes, masks: Masks) -> list[str]:
     """Tell the records of a status stream (section 14).
 
-    Clients that are not registered come before the others: which slots they have depends on when
-    the ends of earlier connections were noticed.
+    Clients that are not registered come before the others, and those of earlier requests are left
+    out: whether they are there, and in which slots, depends on when their ends were noticed.
     """
     records: list[list[str]] = []
     at = 0
@@ -372,8 +372,11 @@ def _in_order(records: list[list[str]]) -> list[list[str]]:
     if not clients:
         return records
     first = records.index(clients[0])
-    in_order = sorted(clients, key=lambda record: " pid=-1 " not in record[1])
-    return records[:first] + in_order + records[first + len(clients) :]
+    known = {f"client {name!r}" for name in ("helper", "listener", "status")}
+    others = [record for record in clients if " pid=-1 " not in record[1]]
+    unregistered = [record for record in clients if record not in others]
+    lasting = [record for record in unregistered if record[0].rsplit(" ", 3)[0] in known]
+    return records[:first] + lasting + others + records[first + len(clients) :]
 
 
 def _renewals(data: bytes, masks: Masks) -> list[str]:
