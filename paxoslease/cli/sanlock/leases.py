@@ -123,12 +123,11 @@ def inquire(options: Options) -> int:
         resources = parse_state_text(text)
         say(b"")
         say(b"state_to_args done 0 res_count %d" % len(resources))
-        texts = [resource_text(one, one.lver) for one in resources]
-        for one in texts:
-            say(b'"%b"' % one)
+        for one in resources:
+            say(b'"%b"' % resource_text(one._replace(flags=0), one.lver))
         say(b"")
         say(b"args_to_state done 0")
-        say(b'"%b"' % b" ".join(texts))
+        say(b'"%b"' % b" ".join(resource_text(one, one.lver) for one in resources))
     return 0
 
 
