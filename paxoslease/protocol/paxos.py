@@ -216,9 +216,38 @@ def _begin(
             again = yield from read_leader(claim)
             if again != leader:
                 return Step(Go.RESTART, memory)
+        instance = Instance(max(leader.lver + 1, memory.lo), leader, basis)
+        error2 = yield from _left_to_another(claim, instance, memory.own)
     except PaxosleaseError as error:
         return Step(Go.LOST, memory, None, error)
-    return Instance(max(leader.lver + 1, memory.lo), leader, basis), memory
+    if error2 is not None:
+        return Step(Go.LOST, memory, None, error2)
+    return instance, memory
+
+
+def _left_to_another(
+    claim: Claim, instance: Instance, own: HostSector
+) -> Protocol[LostRace | None]:
+    """Tell whether another live host is about to own this version, before a ballot disturbs it.
+
+    Our block holds its value: a ballot of ours chose it, and was given up because that host lives
+    (M21). Another ballot would end in the same way, after it had raised the number above which that
+    host has to come. A host of the original comes nearer by one max_hosts in each of its tries
+    (P7): it would never arrive, and nobody get the lease, where ours try again and again.
+
+    Raises BadRecord, DiskTimeout, DiskError.
+    """
+    if own.lver != instance.v or not own.bal or own.inp in (0, claim.host_id):
+        return None
+    ballot = yield from read_ballot(claim, instance.base.num_hosts)
+    best = _largest(instance.v, ballot)
+    moved_on = any(sector.lver > instance.v for _, sector in ballot.hosts)
+    if not best.bal or best.inp == claim.host_id or moved_on or ballot.leader != instance.base:
+        return None
+    may_help = yield from _may_write_for(claim, instance, best, ballot)
+    if may_help is not Go.LOST:
+        return None
+    return _lost_to(claim, best.inp, best.inp2, instance.v, True)
 
 
 def _ballots(
@@ -318,14 +347,20 @@ def _choose(
     claim: Claim, standing: Standing, v: int, ballot: Ballot
 ) -> Protocol[tuple[int, int, int]]:
     """Return the value for phase 2: that of the largest ballot seen for v, else ourselves."""
-    best = NEVER_USED
-    for _, sector in ballot.hosts:
-        if sector.lver == v and sector.inp and sector.bal > best.bal:
-            best = sector
+    best = _largest(v, ballot)
     if best.bal:
         return best.value
     now_us: int = yield Now()
     return claim.host_id, standing.generation, max(1, now_us // SECOND_US)
+
+
+def _largest(v: int, ballot: Ballot) -> HostSector:
+    """Return the sector with the value of the largest ballot seen for v; its bal is 0 for none."""
+    best = NEVER_USED
+    for _, sector in ballot.hosts:
+        if sector.lver == v and sector.inp and sector.bal > best.bal:
+            best = sector
+    return best
 
 
 def _commit(
