@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.compat.peer_client import (
     HELD,
@@ -86,6 +86,8 @@ class SanlockHost(SanlockClient):
     manager: leaving it ends the daemon, its helper and its clients, whatever state they are in.
     """
 
+    program: ClassVar[str] = "sanlock"
+
     def __init__(
         self, directory: Path, name: str, *, io_timeout_s: int = 1, options: Sequence[str] = ()
     ) -> None:
@@ -114,7 +116,7 @@ class SanlockHost(SanlockClient):
             raise
 
     def _start_daemon(self) -> subprocess.Popen[bytes]:
-        command = ["sanlock", "daemon", "-D", "-w", "0", "-l", "0", "-h", "0"]
+        command = [self.program, "daemon", "-D", "-w", "0", "-l", "0", "-h", "0"]
         command += ["-U", "root", "-G", "root", "-L", "-1", "-S", "-1"]
         command += ["-o", str(self.io_timeout_s), "-e", self.name, *self._options]
         with self.log_path.open("ab") as log:
