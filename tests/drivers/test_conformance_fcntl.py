@@ -16,7 +16,9 @@ from tests.lockd.rig import our_daemon, virtlockd
     params=[
         pytest.param((our_daemon, False), id="ours-direct"),
         pytest.param((our_daemon, True), id="ours-indirect"),
-        pytest.param((virtlockd, False), id="virtlockd-direct", marks=pytest.mark.peer),
+        pytest.param(
+            (virtlockd, False), id="virtlockd-direct", marks=[pytest.mark.peer, pytest.mark.long]
+        ),
         pytest.param((virtlockd, True), id="virtlockd-indirect", marks=pytest.mark.peer),
     ],
 )

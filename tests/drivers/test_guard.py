@@ -42,15 +42,17 @@ while True:
 class Bench:
     """A host with a lease daemon and automatic leases, and files for guests."""
 
-    def __init__(self, directory: Path, host: SanlockHost | OurLeaseDaemon) -> None:
+    def __init__(
+        self, directory: Path, host: SanlockHost | OurLeaseDaemon, host_id: int = 1
+    ) -> None:
         self.directory = directory
         self.host = host
         self.leases = directory / "leases"
         self.leases.mkdir(exist_ok=True)
         self.disk = directory / "disk.img"
         self.disk.touch()
-        self.progress = directory / "progress"
-        self.options: dict[str, Any] = paxos_options(host.run_dir, self.leases, 1)
+        self.progress = directory / f"progress-{host_id}"
+        self.options: dict[str, Any] = paxos_options(host.run_dir, self.leases, host_id)
         self.driver = open_driver("paxos", **self.options)
 
     def arguments(self, *more: object, action: str | None = None) -> list[str]:
@@ -122,7 +124,7 @@ class Bench:
 @pytest.fixture(
     params=[
         pytest.param(OurLeaseDaemon, id="ours"),
-        pytest.param(sanlock, id="sanlock", marks=pytest.mark.peer),
+        pytest.param(sanlock, id="sanlock", marks=[pytest.mark.peer, pytest.mark.long]),
     ]
 )
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
@@ -215,6 +217,18 @@ def test_a_lost_lease_pauses_the_command_and_a_signal_resumes_it(bench: Bench) -
         refused(call(*bench.arguments(), "true"), 4, "is in use")
 
 
+def test_a_lost_lease_pauses_a_command_whose_guard_is_gone(bench: Bench) -> None:
+    """The lease daemon has it paused, lets go of its leases, and does not kill it."""
+    with bench.guard(action="pause") as guard:
+        guard.kill()
+        guard.wait(20)
+        bench.lose()
+        await_that(lambda: not bench.joined(), "the daemon has let go of the lockspace", 40)
+        with Handle(bench.pid) as guest:
+            assert guest.wait_stopped(0)
+            assert not guest.is_gone
+
+
 def test_a_paused_command_does_not_run_on_after_another_one(bench: Bench) -> None:
     """If somebody else has had the disk meanwhile, resuming is refused; it can only be ended."""
     with bench.guard(action="pause") as guard:
@@ -294,3 +308,23 @@ def test_a_crash_of_our_daemon_that_is_mended_at_once_changes_nothing(tmp_path: 
             await_that(bench.joined, "the new daemon goes on with the lockspace")
             refused(call(*bench.arguments(), "true"), 4, "is in use")
             assert guard.poll() is None
+
+
+@pytest.mark.long
+def test_another_host_takes_over_when_it_is_safe(tmp_path: Path) -> None:
+    """The guest of a host whose daemon has died is gone long before another host may start it."""
+    with OurLeaseDaemon(tmp_path, "one") as one, OurLeaseDaemon(tmp_path, "two") as two:
+        here, there = Bench(tmp_path, one), Bench(tmp_path, two, 2)
+        there.driver.prepare()
+        with here.guard() as guard, Handle(here.pid) as guest:
+            one.kill_daemon()
+            touched = tmp_path / "touched"
+            words = there.arguments("--wait", 110)
+            command = [*COMMAND, *words, "touch", str(touched)]
+            with subprocess.Popen(command) as successor:
+                assert guest.wait_gone(40)
+                assert not touched.exists()
+                assert successor.poll() is None
+                assert guard.wait(20) == 5
+                assert successor.wait(110) == 0
+                assert touched.exists()
