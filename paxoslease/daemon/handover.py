@@ -30,6 +30,7 @@ from paxoslease.daemon.slip import Slip
 from paxoslease.daemon.spaces import Stage
 from paxoslease.engine.adoption import quiesce, wake
 from paxoslease.engine.watchdog_base import WatchdogState
+from paxoslease.errors import PaxosleaseError
 
 if TYPE_CHECKING:
     from paxoslease.daemon.server import Daemon
@@ -177,8 +178,10 @@ async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
         _log.warning("restarting")
         daemon.log.drain()
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except OSError as error:
+    except (OSError, PaxosleaseError) as error:
         _log.error("restart called off: %s", error)
+    finally:
+        # Nothing was executed, whatever the reason: without renewals every lease would be lost.
         os.environ.pop(VARIABLE, None)
         for space in claimed:
             assert space.watchdog is not None
