@@ -20,6 +20,7 @@ LENGTH_FIELD: Final = slice(16, 20)
 
 REGISTER: Final = 1
 VERSION: Final = 28
+LOG_DUMP: Final = 6
 STREAMS: Final = frozenset((5, 6, 15, 34))
 READ_RESOURCE: Final = 21
 READ_RESOURCE_BYTES: Final = 128
@@ -38,13 +39,17 @@ class Said(NamedTuple):
 
 
 class Recorder:
-    """A daemon in a run directory that answers everything with `result`; a context manager."""
+    """A daemon in a run directory that answers everything with `result`; a context manager.
+
+    streams: what it answers instead to STATUS, HOST_STATUS, RENEWAL, LOG_DUMP, by their number.
+    """
 
     def __init__(self, directory: Path, result: int) -> None:
+        self.streams: dict[int, bytes] = {}
         directory.mkdir(parents=True, exist_ok=True)
         self.result = result
         self.env = {**os.environ, "SANLOCK_RUN_DIR": str(directory)}
-        self._asked: list[bytes] = []
+        self._asked: list[bytes] = []  # one for each connection, in the order of their coming
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(directory / "sanlock.sock"))
         self._listener.listen(16)
@@ -61,7 +66,7 @@ class Recorder:
         for thread in self._answering:
             thread.join(limit_s)
         self._answering.clear()
-        return Said(done.returncode, done.stdout, tuple(self._asked))
+        return Said(done.returncode, done.stdout, tuple(asked for asked in self._asked if asked))
 
     def _accept(self) -> None:
         while True:
@@ -69,11 +74,13 @@ class Recorder:
                 client, _ = self._listener.accept()
             except OSError:
                 return  # closed
-            thread = threading.Thread(target=self._answer, args=(client,), daemon=True)
+            number = len(self._asked)
+            self._asked.append(b"")
+            thread = threading.Thread(target=self._answer, args=(client, number), daemon=True)
             self._answering.append(thread)
             thread.start()
 
-    def _answer(self, client: socket.socket) -> None:
+    def _answer(self, client: socket.socket, number: int) -> None:
         with client:
             client.settimeout(10.0)
             asked = b""
@@ -86,7 +93,7 @@ class Recorder:
             except ConnectionError:
                 asked += b"(reset)"
         if HEADER.unpack_from(asked.ljust(HEADER.size))[2] != VERSION:
-            self._asked.append(_without_lengths(asked))
+            self._asked[number] = _without_lengths(asked)
 
     def _converse(self, client: socket.socket, header: bytes) -> bytes:
         """Answer a request at once, then take in the rest of it, to the end of the connection."""
@@ -97,6 +104,9 @@ class Recorder:
             fields[6:] = [0, RELEASE]
         # The one answer of which clients read a body whatever the header says.
         body = bytes(READ_RESOURCE_BYTES) if command == READ_RESOURCE else b""
+        if command in self.streams:
+            body = self.streams[command]
+            fields[6:] = [len(body) if command == LOG_DUMP else 0, 0]
         client.sendall(HEADER.pack(*fields) + body)
         if command in STREAMS:
             client.shutdown(socket.SHUT_WR)
