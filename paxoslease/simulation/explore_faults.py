@@ -48,12 +48,31 @@ def _faults_of(model: LeaseWorld, world: int, host_id: int, left: Left, found: l
         after = model.with_flights(model.with_less(world, "crashes"), flights)
         after = model.with_local(model.without_read(after, host_id), host_id, corpse)
         found.append(Step(after, host_id, "crash"))
+    if left.kills:
+        _kill(model, world, host_id, found)
     p = model.local(world, host_id)
     kind = model.ops[p].kind
     if kind == model.WRITE:
         _write_faults(model, world, host_id, left, found)
     elif kind in model.READS:
         _read_faults(model, world, host_id, left, found)
+
+
+def _kill(model: LeaseWorld, world: int, host_id: int, found: list[Step]) -> None:
+    """Add the step in which a process that is about something is killed, and has a successor.
+
+    That begins when nothing is in flight any more. A process that owns the lease has a user, and
+    the successor goes on with that where this one was: no other world.
+    """
+    p = model.local(world, host_id)
+    if model.programs[host_id - 1].settle is None or p in model.idle or model.ops[p].owner:
+        return
+    if any(flight.host_id == host_id for flight in model.in_flight(world)):
+        return
+    me = model.life_in(world, host_id)
+    successor = model.start(me._replace(succeeds=True))
+    after = model.without_read(model.with_less(world, "kills"), host_id)
+    found.append(model.moved(after, host_id, p, successor, "is killed, has a successor"))
 
 
 def _read_faults(

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from paxoslease.errors import PaxosleaseError, ReleaseRefused
-from paxoslease.protocol import leases
+from paxoslease.protocol import leases, outcome
 from paxoslease.protocol.disks import Claim
 from paxoslease.protocol.effects import Notify, Protocol
 
@@ -56,6 +56,7 @@ class Program(NamedTuple):
     release: takes that value; returns None or an error.
     fail_shared: what a shared attempt leaves behind when it fails; None: is not explored.
     modes: None: the lease is only wanted exclusively.
+    settle: what a successor does with an attempt or a release that was cut short; None: has none.
     """
 
     name: str
@@ -63,15 +64,20 @@ class Program(NamedTuple):
     release: Callable[[Any], Protocol[PaxosleaseError | None]]
     fail_shared: Callable[[Claim], Protocol[None]] | None = None
     modes: Modes | None = None
+    settle: Callable[[Claim], Protocol[Any]] | None = None
 
 
 def ours(module: ModuleType = leases, *, modes: bool = False) -> Program:
     """Return the program of our hosts, with `module` in place of protocol.leases."""
-    program = Program("ours", module.acquire_exclusive, module.release)
+    program = Program("ours", module.acquire_exclusive, module.release, settle=_settle)
     if not modes:
         return program
     them = Modes(module.acquire_shared, module.convert_to_exclusive, module.convert_to_shared)
     return program._replace(modes=them)
+
+
+def _settle(claim: Claim) -> Protocol[Any]:
+    return (yield from outcome.settle_unknown(claim, None, keep=False))
 
 
 def life(program: Program, claim: Claim, attempts: int) -> Generator[Any, Any, None]:

@@ -86,7 +86,7 @@ class Processes:
 
     ops[p]: local state p, prepared. lives: by the number of a process's beginning. sometimes: what
     was met in local transitions, to prove that a search is not vacuous: ("grant", host),
-    ("adopt", host), ("takeover", host), ("ended", host, error).
+    ("adopt", host), ("takeover", host), ("ended", host, error), ("settled", host).
     """
 
     WRITE = WRITE
@@ -114,7 +114,8 @@ class Processes:
             self.lives.append(begun)
             p = self.locals.begin(partial(self._process, begun))
             self._starts[begun] = p
-            self.idle.add(p)
+            if not begun.succeeds:
+                self.idle.add(p)
             self._prepare()
         return p
 
@@ -123,6 +124,9 @@ class Processes:
             return corpse()
         claim = Claim(SPACE, RESOURCE, TIMING, begun.host_id)
         program = self.programs[begun.host_id - 1]
+        if begun.succeeds:
+            assert program.settle is not None
+            return program.settle(claim)
         lifelong = life if program.modes is None else life_in_modes
         return lifelong(program, claim, self.bounds.attempts)
 
@@ -221,5 +225,9 @@ class Processes:
         if q is None:
             q = self.locals.advance(p, answer)
             self._prepare()
+            me = self.lives[self.locals.begun[q]]
+            if me.succeeds and self.locals.effect[q] is DONE:
+                self.sometimes["settled", me.host_id] += 1
+                q = self.start(me._replace(succeeds=False))
             self.ops[p].next[key] = q
         return q

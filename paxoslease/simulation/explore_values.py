@@ -33,7 +33,8 @@ class Bounds(NamedTuple):
     crashes, rejoins; timeouts: writes that time out and land later; read_timeouts; errors: reads
     or writes that fail, writes with or without effect; pauses: writes refused as too late
     (DecisionStale); attempts: per host, 0 for no limit. by_sector: area reads read sector by
-    sector, in any order.
+    sector, in any order. kills: deaths of a process whose successor goes on in the same life and
+    settles what was under way.
     """
 
     versions: int
@@ -46,6 +47,7 @@ class Bounds(NamedTuple):
     pauses: int = 0
     attempts: int = 0
     by_sector: bool = False
+    kills: int = 0
 
 
 class Left(NamedTuple):
@@ -57,6 +59,7 @@ class Left(NamedTuple):
     read_timeouts: int
     errors: int
     pauses: int
+    kills: int
 
     def less(self, fault: str) -> Left:
         return self._replace(**{fault: getattr(self, fault) - 1})
@@ -79,11 +82,15 @@ class History(NamedTuple):
 
 
 class Life(NamedTuple):
-    """One life of a host: what it runs, and whether it is the corpse of that life."""
+    """One life of a host: what it runs, and whether it is the corpse of that life.
+
+    succeeds: it begins as the successor of a process that was killed in this life.
+    """
 
     host_id: int
     generation: int
     crashed: bool
+    succeeds: bool = False
 
 
 class Step(NamedTuple):

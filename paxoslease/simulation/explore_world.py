@@ -82,7 +82,7 @@ class LeaseWorld(Processes):
         self._histories = Table(SMALL_BITS)
         self._progress = Table(SMALL_BITS)
         self._leaders: dict[int, Leader] = {}
-        self._faulty = any(bounds[2:8])
+        self._faulty = any(bounds[2:8]) or bounds.kills > 0
         self._lay_out()
 
     def _lay_out(self) -> None:
@@ -103,7 +103,7 @@ class LeaseWorld(Processes):
         free = paxos_at_format(SPACE.name, RESOURCE.name, sizes, len(self.programs))
         zeros = self.sectors.number(bytes(sizes.sector_size))
         b = self.bounds
-        left = Left(b.crashes, b.rejoins, b.timeouts, b.read_timeouts, b.errors, b.pauses)
+        left = Left(*(getattr(b, fault) for fault in Left._fields))
         history = History(0, ((0, 0),) * (b.versions + 1))
         firsts = (
             zeros,

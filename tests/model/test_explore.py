@@ -31,6 +31,7 @@ QUICK = (
     Case("ours ours", Bounds(2, 2, errors=1)),
     Case("ours ours", Bounds(2, 3, pauses=1)),
     Case("ours ours", Bounds(2, 3, by_sector=True)),
+    Case("ours ours", Bounds(2, 3, kills=1)),
     Case("ours ours ours", Bounds(1, 2)),
     # A leader rolled back by the real host blocks that host until ours asks again.
     Case("real ours", Bounds(3, 4), BLOCKED),
@@ -46,6 +47,11 @@ LONG = (
     Case("ours ours", Bounds(3, 4, pauses=1)),
     Case("ours ours", Bounds(3, 5, by_sector=True)),
     Case("ours ours", Bounds(3, 4, crashes=1, rejoins=1, timeouts=1)),
+    Case("ours ours", Bounds(3, 5, kills=1)),
+    Case("ours ours", Bounds(3, 4, kills=2)),
+    Case("ours ours", Bounds(2, 3, kills=1, timeouts=1)),
+    Case("ours ours", Bounds(2, 3, kills=1, crashes=1, rejoins=1)),
+    Case("ours ours ours", Bounds(1, 2, kills=1)),
     Case("ours ours ours", Bounds(1, 4)),
     Case("real ours", Bounds(3, 6), BLOCKED),
     Case("real ours", Bounds(3, 5, crashes=1), BLOCKED),
@@ -72,6 +78,8 @@ def check(case: Case) -> Result:
         assert {"LeaseHeld", "LostRace"} <= refused if name == "ours" else refused
         if case.bounds.crashes:
             assert result.sometimes["takeover", host_id]
+        if case.bounds.kills:
+            assert result.sometimes["settled", host_id]
         if "real" not in case.cast:
             assert "ReleaseRefused" not in refused, "a release was refused though nothing was wrong"
     check_states(str(case), result)

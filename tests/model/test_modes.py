@@ -45,6 +45,7 @@ def test_shared_and_exclusive_never_together() -> None:
         Bounds(2, 2, read_timeouts=1),
         Bounds(2, 2, errors=1),
         Bounds(2, 2, pauses=1),
+        Bounds(2, 2, kills=1),
     ],
 )
 def test_shared_and_exclusive_never_together_in_larger_worlds(bounds: Bounds) -> None:
