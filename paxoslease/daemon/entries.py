@@ -51,7 +51,8 @@ class Entry:
 
     lvb: the value block attached, None for none. pid: of the client that acquired it exclusively, 0
     for none. killpath, killpath_args, restricted: that client's, as they were then. reused: how
-    often the resource was held before. coming_token, coming_pid: of the client for which it is
+    often the resource was held before. doing, lease_before: what is under way, and the lease as it
+    was noted when that began. coming_token, coming_pid: of the client for which it is
     being acquired.
     """
 
@@ -73,6 +74,8 @@ class Entry:
             self.take_over(client)
         self.lvb: bytearray | None = None
         self.is_lvb_dirty = False
+        self.doing = ""
+        self.lease_before: dict[str, Any] | None = None
         self.lver = 0
         self.reused = 0
         self.coming_token = 0

@@ -99,7 +99,8 @@ class Journal:
 
     def entry_changed(self, entry: Entry) -> None:
         """Note a resource that is held, with those who hold it."""
-        self._put(_key(entry), entry.dump(self._lease_of(entry), ""))
+        lease = entry.lease_before if entry.doing else self._lease_of(entry)
+        self._put(_key(entry), entry.dump(lease, entry.doing))
 
     def entry_ended(self, entry: Entry) -> None:
         """Forget a resource that is not held any more."""
@@ -111,8 +112,12 @@ class Journal:
 
         `what`: acquire, convert or release.
         """
-        self._put(_key(entry), entry.dump(self._lease_of(entry), what))
-        yield
+        entry.lease_before, entry.doing = self._lease_of(entry), what
+        self._put(_key(entry), entry.dump(entry.lease_before, what))
+        try:
+            yield
+        finally:
+            entry.doing = ""
 
     @staticmethod
     def _lease_of(entry: Entry) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from enum import Enum
 from typing import Final
 
 from paxoslease.daemon import commands, handover, indexes, keeper, logs, status, storage
@@ -64,6 +65,14 @@ _NOT_STARTED: Final = 1
 # A child that shares our memory until it executes something could outlive us for as long as the
 # disk takes from which it is loaded; a successor relies on our I/O being over (protocol/adoption).
 subprocess._USE_VFORK = False  # type: ignore[misc]
+
+
+class _End(Enum):
+    """How a daemon ended: shut down, with all clients stopped, or with things yet to be done."""
+
+    SHUT_DOWN = 1
+    STOPPED = 2
+    UNCLEAR = 3
 
 
 class Started:
@@ -118,15 +127,15 @@ def run(options: DaemonOptions) -> int:
         log.detach()
         return _NOT_STARTED
     log.start_writers()
-    is_over = False
+    end = _End.UNCLEAR
     try:
-        is_over = asyncio.run(_main(options, started, is_up))
+        end = asyncio.run(_main(options, started, is_up))
     finally:
         if started.helper is not None:
-            started.helper.close(is_over=is_over)
+            started.helper.close(is_over=end is not _End.UNCLEAR)
         started.directory.close()
         log.detach()
-    return 0 if is_over else _NOT_STARTED
+    return 0 if end is _End.SHUT_DOWN else _NOT_STARTED
 
 
 def _stop_plainly() -> None:
@@ -173,8 +182,8 @@ def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handove
     return Started(directory, listener, helper, identity, log, handed_over, {})
 
 
-async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> bool:
-    """Serve until it is shut down; True when that went in good order."""
+async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> _End:
+    """Serve until it is shut down, if it can be begun."""
     journal_path = os.path.join(started.directory.path, JOURNAL_NAME)
     handed_over = started.handed_over
     name = os.fsencode(handed_over.host_name) if handed_over else host_name_of(options)
@@ -214,7 +223,7 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     tell_manager("READY=1")
     await daemon.serve(started.listener)
     journal.close()
-    return True
+    return _End.SHUT_DOWN
 
 
 def _new_daemon(options: DaemonOptions, name: bytes, journal: Journal, started: Started) -> Daemon:
@@ -250,20 +259,17 @@ def _notes(path: str, inheritance: Inheritance) -> Notes:
     return notes or {}
 
 
-def _end_all(error: Exception, inheritance: Inheritance, path: str, options: DaemonOptions) -> bool:
-    """Stop everybody whose leases are not known, and make way for a new beginning if they end.
-
-    Returns whether they have.
-    """
+def _end_all(error: Exception, inheritance: Inheritance, path: str, options: DaemonOptions) -> _End:
+    """Stop everybody whose leases are not known, and make way for a new beginning if they end."""
     _log.critical("the state of the predecessor is not usable: %s", error)
     if not stop_everybody(inheritance, salvage(path)):
         _log.critical("clients still run, whose leases are not known: no daemon may start")
-        return False
+        return _End.UNCLEAR
     inheritance.disarm(options, ())
     with suppress(FileNotFoundError):
         os.unlink(path)
     _log.critical("all clients have been stopped; the daemon can be started anew")
-    return False
+    return _End.STOPPED
 
 
 def _catch_signals(daemon: Daemon, started: Started) -> None:

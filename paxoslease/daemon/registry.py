@@ -25,6 +25,8 @@ from paxoslease.engine.leases import Holding
 from paxoslease.engine.leases import Phase as HoldingPhase
 from paxoslease.errors import (
     Cancelled,
+    DiskError,
+    DiskTimeout,
     LeaseBusy,
     LeaseHeld,
     LeaseLost,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_GOES_ON: Final = -202
+_BLOCK_NOT_WRITTEN: Final = -211
 _SHORT_HOLD_STAYS: Final = -246
 _OWNER_POLL_US: Final = 2_000_000
 _GONE_POLL_S: Final = 0.2
@@ -118,7 +122,8 @@ class Registry:
         origin: of the request. is_again: it was begun before a restart, and what was acquired for
         it then counts.
         """
-        earlier_tokens = [t for t in client.tokens if is_again and origin and t.origin == origin]
+        before = list(client.tokens)
+        earlier_tokens = [t for t in before if is_again and origin and t.origin == origin]
         begun: list[asyncio.Task[Token]] = []
         refused: Refusal | None = None
         for resource in resources:
@@ -142,7 +147,7 @@ class Registry:
             await self._unless_ended(client, begun)
         except asyncio.CancelledError:
             # A restart: the request will be run again, so nothing of it may be left.
-            await self._undo_all(begun)
+            await self._undo_all(client, begun, before)
             raise
         errors = [Cancelled() if t.cancelled() else t.exception() for t in begun]
         failures = [error for error in errors if error is not None]
@@ -152,7 +157,8 @@ class Registry:
         if client.has_ended and all(isinstance(error, Cancelled) for error in failures):
             failures = [Refusal(errno.ENOTTY)]
         if failures:
-            for token in tokens:
+            # Some may have been got for resources behind the one that is refused now.
+            for token in [*tokens, *earlier_tokens]:
                 await self._undo(token)
             first = next((i for i, error in enumerate(errors) if error is not None), len(begun))
             raise AcquireFailed(first, failures[0])
@@ -178,14 +184,16 @@ class Registry:
         finally:
             watching.cancel()
 
-    async def _undo_all(self, begun: Sequence[asyncio.Task[Token]]) -> None:
+    async def _undo_all(
+        self, client: Client, begun: Sequence[asyncio.Task[Token]], before: Sequence[Token]
+    ) -> None:
+        """Give up what is under way for a request, and what the client has got by it."""
         for task in begun:
             task.cancel()
         if begun:
             await asyncio.wait(begun)
-        for task in begun:
-            if not task.cancelled() and task.exception() is None:
-                await self._undo(task.result())
+        for token in [token for token in client.tokens if token not in before]:
+            await self._undo(token)
 
     def _acquire(
         self, client: Client, resource: wire.Resource, flags: wire.AcquireFlag, origin: int
@@ -217,7 +225,8 @@ class Registry:
             raise Refusal(errno.ENOENT)
         elif not (entry.shared and resource.is_shared):
             raise Refusal(errno.EEXIST)
-        return self._attach(client, entry, resource, flags, origin)
+        # Now, not when the result is awaited: the last holder may release it in between.
+        return self._complete(self._hand_out(client, entry, resource, origin), flags)
 
     def _new_entry(self, space: Space, resource: wire.Resource, client: Client) -> Entry:
         """Make an entry, under the number that the resource had before, if that is known."""
@@ -228,17 +237,6 @@ class Registry:
         entry.coming_token = self._next_number()
         self._entries[entry.key] = entry
         return entry
-
-    async def _attach(
-        self,
-        client: Client,
-        entry: Entry,
-        resource: wire.Resource,
-        flags: wire.AcquireFlag,
-        origin: int,
-    ) -> Token:
-        """Give a client a token of an entry that is held."""
-        return await self._complete(self._hand_out(client, entry, resource, origin), flags)
 
     async def _complete(self, token: Token, flags: wire.AcquireFlag) -> Token:
         """Attach the value block, if that is wanted, to what has been acquired."""
@@ -324,6 +322,10 @@ class Registry:
                     # Neither alive nor dead: the next attempt watches it for a while.
                     wait_us = _OWNER_POLL_US
                     continue
+                except (DiskError, DiskTimeout) as error:
+                    if error.operation == "write" and (error.path, error.offset) not in places:
+                        raise Refusal(_BLOCK_NOT_WRITTEN) from error
+                    raise
                 break
         entry.holding = holding
         lease = holding.lease
@@ -412,8 +414,11 @@ class Registry:
             self.forget(entry)
             return
         except LeaseBusy as error:
-            failure = error
-            refused = None
+            # A conversion of which its client was told that it failed goes on yet: what comes of
+            # it is given back.
+            leases.give_up(holding)
+            self.in_background(self._await_gone(entry))
+            raise Refusal(_GOES_ON) from error
         except StorageError:
             self.in_background(self._await_gone(entry))
             raise
@@ -440,10 +445,15 @@ class Registry:
             entry.space.membership.leases.forget(entry.holding)
         self._remove(entry)
 
-    def client_ended(self, client: Client) -> None:
-        """Release, leave behind or forget what a client held whose connection has ended."""
+    def client_ended(self, client: Client, space: Space | None = None) -> None:
+        """Release, leave behind or forget what a client held whose connection has ended.
+
+        space: only in this lockspace.
+        """
         for token in list(client.tokens):
             entry = token.entry
+            if space not in (None, entry.space):
+                continue
             self._drop(token)
             if entry.tokens or entry.phase is not Phase.HELD:
                 self._journal.entry_changed(entry)
@@ -455,10 +465,11 @@ class Registry:
                 self._journal.entry_changed(entry)
                 self._spaces.changed()
             else:
-                self.in_background(self._release_entry(entry))
+                self.abandoned(entry)
 
     def abandoned(self, entry: Entry) -> None:
-        """Release in the background what nobody holds any more."""
+        """Release in the background what nobody holds any more, and nobody can have from now on."""
+        entry.phase = Phase.RELEASING
         self.in_background(self._release_entry(entry))
 
     def space_died(self, space: Space) -> None:
@@ -480,7 +491,7 @@ class Registry:
             and name in (b"", entry.resource.name)
         ]
         for entry in found:
-            self.in_background(self._release_entry(entry))
+            self.abandoned(entry)
         return len(found)
 
     def in_background(self, work: Any) -> None:

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -73,24 +73,13 @@ async def restore(
         if key.startswith("c"):
             client = _client(value, connections)
             by_number[client.number] = client
-    for key, value in notes.items():
-        if key.startswith("s"):
-            space, unknown = await _restore_space(daemon, value, notes, by_number, watchdogs)
-            names.append(space.name)
-            if handed_over is not None and space.membership is not None:
-                table = handed_over.tables.get(space.name.hex())
-                if table:
-                    space.membership.member.table.load(table)
-            is_over = bool(value.get("is_over"))
-            work = _go_on(daemon, space, unknown, is_over=is_over, keeps_unused=keeps_unused)
-            task = daemon.spaces.start(work)
-            daemon.restoring[space.name] = task
-            task.add_done_callback(partial(_restored, daemon, space.name))
+    found = [
+        (await _restore_space(daemon, value, notes, by_number, watchdogs), value)
+        for key, value in notes.items()
+        if key.startswith("s")
+    ]
     for client in by_number.values():
-        if client.has_ended:
-            daemon.registry.client_ended(client)
-            daemon.journal.client_ended(client)
-        else:
+        if not client.has_ended:
             daemon.clients.add(client)
             client.is_busy = client.connection is not None and client.connection.is_begun
             if client.connection is None:
@@ -99,6 +88,20 @@ async def restore(
     for key in [k for k in notes if k.startswith("e")]:
         if not _is_known(daemon, notes[key]):
             daemon.journal.drop(key)
+    ended = [client for client in by_number.values() if client.has_ended]
+    for (space, unknown), value in found:
+        names.append(space.name)
+        if handed_over is not None and space.membership is not None:
+            table = handed_over.tables.get(space.name.hex())
+            if table:
+                space.membership.member.table.load(table)
+        is_over = bool(value.get("is_over"))
+        work = _go_on(daemon, space, unknown, ended, is_over=is_over, keeps_unused=keeps_unused)
+        task = daemon.spaces.start(work)
+        daemon.restoring[space.name] = task
+        task.add_done_callback(partial(_restored, daemon, space.name))
+    for client in ended:
+        daemon.journal.client_ended(client)
     if daemon.restoring:
         await asyncio.wait(daemon.restoring.values(), timeout=_PATIENCE_S)
     return names
@@ -183,16 +186,22 @@ async def _restore_entry(
     if not doing and lease is not None:
         entry.holding = await in_thread(membership.leases.restore, lease)
         entry.shared, entry.lver = lease.shared, lease.lver
-    daemon.registry.put_back(entry)
-    for number, token_number, is_persistent, origin in value["tokens"]:
-        client = by_number.get(number)
-        if client is not None:
-            daemon.registry.give_back(entry, client, token_number, is_persistent, origin)
-    if not doing and lease is None:
+    tokens = [token for token in value["tokens"] if token[0] in by_number]
+    is_lost = not doing and lease is None
+    if is_lost:
         _log.critical("r%d was lost before the restart", entry.number)
-        _kill(token.client for token in entry.tokens)
-    elif not doing and not entry.tokens:
-        entry.phase = Phase.ORPHAN
+        _kill(by_number[token[0]] for token in tokens)
+        if not tokens:
+            return []
+    daemon.registry.put_back(entry)
+    for number, token_number, is_persistent, origin in tokens:
+        client = by_number[number]
+        daemon.registry.give_back(entry, client, token_number, is_persistent, origin)
+    if is_lost:
+        return []
+    if not doing and not entry.tokens:
+        is_orphan = value["phase"] == Phase.ORPHAN.value
+        entry.phase = Phase.ORPHAN if is_orphan else Phase.RELEASING
     return [(entry, doing, lease)] if doing else []
 
 
@@ -200,14 +209,15 @@ async def _go_on(
     daemon: Daemon,
     space: Space,
     unknown: list[tuple[Entry, str, LeaseState | None]],
+    ended: Sequence[Client],
     *,
     is_over: bool,
     keeps_unused: bool,
 ) -> None:
     """Continue a membership, then bring to an end what was under way.
 
-    is_over: it had failed or was being left, which is gone on with. keeps_unused: stay in it
-    although nobody uses it.
+    ended: clients that have ended meanwhile. is_over: it had failed or was being left, which is
+    gone on with. keeps_unused: stay in it although nobody uses it.
     """
     membership = space.membership
     assert membership is not None
@@ -217,6 +227,7 @@ async def _go_on(
     except PaxosleaseError as error:
         _log.critical("s%d is not to be continued: %s", space.number, error)
         daemon.spaces.failed(space, str(error), error.code)
+        _end_clients(daemon, space, ended)
         return
     space.stage = Stage.JOINED
     space.settled.set()
@@ -227,12 +238,24 @@ async def _go_on(
         for entry, _, _ in unknown:
             daemon.registry.forget(entry)
         daemon.spaces.leave(space)
+        _end_clients(daemon, space, ended)
         return
     _log.warning("s%d continued, host_id %d", space.number, space.wanted.host_id)
+    _end_clients(daemon, space, ended)
     await asyncio.gather(*(_settle(daemon, entry, what, lease) for entry, what, lease in unknown))
     if not keeps_unused and not _is_used(daemon, space):
         daemon.spaces.leave(space)
         await space.ended.wait()
+
+
+def _end_clients(daemon: Daemon, space: Space, ended: Sequence[Client]) -> None:
+    """Release what ended clients held, now that it is known whether anything may be written."""
+    for entry in daemon.registry.of_space(space):
+        # Its last holder had given it up, but its release had not begun.
+        if entry.phase is Phase.RELEASING and entry.holding is not None:
+            daemon.registry.abandoned(entry)
+    for client in ended:
+        daemon.registry.client_ended(client, space)
 
 
 def _is_used(daemon: Daemon, space: Space) -> bool:
