@@ -13,30 +13,25 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from paxoslease.daemon.bridge import finished
 from paxoslease.daemon.clients import Client
-from paxoslease.daemon.entries import Entry, HeldFiles, Key, Phase, Token
+from paxoslease.daemon.entries import Entry, Key, Phase, Token
 from paxoslease.daemon.refusal import Refusal, number_of
+from paxoslease.daemon.winning import leases_of, read_lvb, win, write_lvb
 from paxoslease.engine.leases import Holding
 from paxoslease.engine.leases import Phase as HoldingPhase
 from paxoslease.errors import (
     Cancelled,
-    DiskError,
-    DiskTimeout,
     LeaseBusy,
-    LeaseHeld,
     LeaseLost,
     PaxosleaseError,
     ReleaseRefused,
     StorageError,
-    WaitTimeout,
 )
 from paxoslease.protocol import leases as protocol
-from paxoslease.protocol.paxos import Want
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -46,9 +41,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _GOES_ON: Final = -202
-_BLOCK_NOT_WRITTEN: Final = -211
-_SHORT_HOLD_STAYS: Final = -246
-_OWNER_POLL_US: Final = 2_000_000
 _GONE_POLL_S: Final = 0.2
 EARLIER_MAX: Final = 4096
 
@@ -242,7 +234,8 @@ class Registry:
         """Attach the value block, if that is wanted, to what has been acquired."""
         if flags & wire.AcquireFlag.LVB and token.entry.lvb is None:
             try:
-                await self._read_lvb(token.entry)
+                await read_lvb(token.entry)
+                self._journal.entry_changed(token.entry)
             except BaseException:
                 await self._undo(token)
                 raise
@@ -275,7 +268,7 @@ class Registry:
     ) -> Token:
         try:
             with self._journal.doing(entry, "acquire"):
-                await self._win(entry, bool(flags & wire.AcquireFlag.OWNER_NOWAIT))
+                await win(entry, bool(flags & wire.AcquireFlag.OWNER_NOWAIT))
         except BaseException:
             self._remove(entry)
             raise
@@ -284,65 +277,6 @@ class Registry:
             raise Refusal(errno.ENOSPC)
         entry.phase = Phase.HELD
         return await self._complete(self._hand_out(client, entry, entry.resource, origin), flags)
-
-    async def _win(self, entry: Entry, no_wait: bool) -> None:
-        """Acquire a resource for this host, waiting for an owner that may be dead."""
-        resource = entry.resource
-        membership = entry.space.membership
-        assert membership is not None
-        want = Want(
-            lver=(resource.lver or None) if resource.flags & wire.ResourceFlag.LVER else None,
-            num_hosts=resource.data32 if resource.flags & wire.ResourceFlag.NUM_HOSTS else None,
-        )
-        places = [(os.fsdecode(disk.path), disk.offset) for disk in resource.disks]
-        async with HeldFiles([path for path, _ in places]):
-            wait_us = 0
-            while True:
-                try:
-                    holding = membership.leases.start_acquire(
-                        resource.name, places, shared=entry.shared, wait_us=wait_us, want=want
-                    )
-                except LeaseBusy as error:
-                    is_leaving = error.state == HoldingPhase.RELEASING.value
-                    raise Refusal(errno.EAGAIN if is_leaving else errno.EBUSY) from error
-                assert holding.operation is not None
-                try:
-                    await finished(holding.operation)
-                except asyncio.CancelledError:
-                    membership.leases.give_up(holding)
-                    raise
-                except (LeaseHeld, WaitTimeout) as error:
-                    last = error.last if isinstance(error, WaitTimeout) else error
-                    if entry.shared and isinstance(last, LeaseHeld) and last.short_hold:
-                        # Held for a moment only, by a host on its way to a shared lease; but the
-                        # moment does not end.
-                        raise Refusal(_SHORT_HOLD_STAYS) from last
-                    if no_wait or not isinstance(last, LeaseHeld) or last.alive:
-                        raise last from None
-                    # Neither alive nor dead: the next attempt watches it for a while.
-                    wait_us = _OWNER_POLL_US
-                    continue
-                except (DiskError, DiskTimeout) as error:
-                    if error.operation == "write" and (error.path, error.offset) not in places:
-                        raise Refusal(_BLOCK_NOT_WRITTEN) from error
-                    raise
-                break
-        entry.holding = holding
-        lease = holding.lease
-        assert lease is not None
-        entry.lver = lease.lver
-
-    async def _read_lvb(self, entry: Entry) -> None:
-        leases = self._leases(entry)
-        assert entry.holding is not None
-        reading = leases.start_on_lease(entry.holding, lambda lease: protocol.read_lvb(lease.claim))
-        entry.lvb = bytearray(await finished(reading))
-        entry.is_lvb_dirty = False
-        self._journal.entry_changed(entry)
-
-    def _leases(self, entry: Entry) -> Any:
-        assert entry.space.membership is not None
-        return entry.space.membership.leases
 
     async def _undo(self, token: Token) -> None:
         """Give back what was acquired for a request that failed as a whole."""
@@ -396,7 +330,7 @@ class Registry:
             await self._give_back(entry, holding, new_name)
 
     async def _give_back(self, entry: Entry, holding: Holding, new_name: bytes | None) -> None:
-        leases = self._leases(entry)
+        leases = leases_of(entry)
         lvb = bytes(entry.lvb) if entry.lvb is not None and entry.is_lvb_dirty else None
         failure: PaxosleaseError | None = None
         if entry.shared:
@@ -427,7 +361,7 @@ class Registry:
             raise
         self._remove(entry)
         if failure is not None or refused is not None:
-            raise failure or refused
+            raise failure or refused  # type: ignore[misc]
 
     async def _await_gone(self, entry: Entry) -> None:
         """Keep an entry until the release that timed out is over: it goes on by itself."""
@@ -519,12 +453,12 @@ class Registry:
         if len(entry.tokens) > 1:
             raise Refusal(errno.EAGAIN)
         assert entry.holding is not None
-        leases = self._leases(entry)
+        leases = leases_of(entry)
         entry.phase = Phase.CONVERTING
         make = protocol.convert_to_shared if shared else protocol.convert_to_exclusive
         try:
             if shared:
-                await self._write_lvb(entry)
+                await write_lvb(entry)
             with self._journal.doing(entry, "convert"):
                 await finished(leases.start_convert(entry.holding, make, gives_up=shared))
         except ReleaseRefused:
@@ -541,14 +475,3 @@ class Registry:
         if not entry.shared:
             entry.take_over(token.client)
         self._journal.entry_changed(entry)
-
-    async def _write_lvb(self, entry: Entry) -> None:
-        if entry.lvb is None or not entry.is_lvb_dirty:
-            return
-        data = bytes(entry.lvb)
-        assert entry.holding is not None
-        leases = self._leases(entry)
-        await finished(
-            leases.start_on_lease(entry.holding, lambda lease: protocol.write_lvb(lease, data))
-        )
-        entry.is_lvb_dirty = False

@@ -17,7 +17,7 @@ from paxoslease.errors import LeaseHeld
 from paxoslease.protocol.delta import read_delta
 from paxoslease.protocol.disks import Claim, read_host_sector
 from paxoslease.protocol.effects import HostSeen, Now, Observe, Protocol
-from paxoslease.timing import dead_us
+from paxoslease.timing import SECOND_US, dead_us
 
 
 class Basis(IntEnum):
@@ -86,7 +86,8 @@ def judge(
     io_timeout = max(claim.timing.io_timeout, record.io_timeout, seen.io_max)
     needed_us = dead_us(io_timeout, claim.timing.watchdog_fire_timeout)
     is_dead = still_us > needed_us
-    is_alive = not is_dead and still_us <= 6 * io_timeout * 1_000_000
+    # It renews every two io_timeouts, and what is known of it may be as old as our own renewal.
+    is_alive = not is_dead and still_us <= (3 * io_timeout + 1) * SECOND_US
     return Verdict(is_dead, is_alive, name, still_us, max(0, needed_us + 1 - still_us), first)
 
 

@@ -226,7 +226,8 @@ def test_a_living_owner_is_named() -> None:
     """The error says who holds the lease, in which version, since when, and how it looks."""
     block = pack_host_sector(BLOCK, 512)
     short = LEADER._replace(flags=LEADER.flags | 1)
-    error = basis(short, [SEEN, sector(DELTA), NOW, block]).error
+    renewed = SEEN._replace(last_live_us=NOW - 5 * S)
+    error = basis(short, [renewed, sector(DELTA), NOW, block]).error
     assert isinstance(error, LeaseHeld)
     assert (error.host_id, error.host_name, error.generation) == (7, b"host-7", 3)
     assert (error.lver, error.since_s, error.alive, error.short_hold) == (4, 50, True, True)
