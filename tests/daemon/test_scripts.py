@@ -15,6 +15,7 @@ from tests.daemon.libvirt import require_libvirt
 from tests.daemon.scripts import (
     command,
     damage,
+    faults,
     guests,
     index,
     killing,
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.peer
 
 Script = Callable[[Stage], None]
 
-MODULES: Final = (storage, membership, leases, modes, killing, index, pair, damage, command)
+MODULES: Final = (storage, membership, leases, modes, killing, index, pair, damage, faults, command)
 # Scripts of one act are played at the same time: they wait much and do little.
 ACTS: Final[dict[str, Sequence[Script]]] = {
     module.__name__.rpartition(".")[2]: module.SCRIPTS for module in MODULES
@@ -67,6 +68,8 @@ def all_compared(scripts: Sequence[Script], one: Kind, two: Kind, directory: Pat
     """Play scripts at the same time and return what differs in any of them."""
     for kind in (one, two):
         require(kind)
+    if scripts == faults.SCRIPTS:
+        faults.require_fuse()
     with ThreadPoolExecutor(len(scripts)) as pool:
         plays = {
             script.__name__: pool.submit(compared, script, one, two, directory / str(number))
