@@ -36,7 +36,11 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     _add_pid(acquire)
     acquire.add_argument(
-        "resource", type=resource, nargs="+", metavar="LOCKSPACE:NAME:PATH[:OFFSET]"
+        "resource",
+        type=resource,
+        nargs="+",
+        metavar="LOCKSPACE:NAME:PATH[:OFFSET]",
+        help="a lease and where it is; up to four places behind one another",
     )
     acquire.add_argument("--shared", action="store_true", help="hold them shared")
     acquire.add_argument(
@@ -48,7 +52,13 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         commands, "release", "release leases of a process that is registered", _release
     )
     _add_pid(release)
-    release.add_argument("resource", type=bare_resource, nargs="*", metavar="LOCKSPACE:NAME")
+    release.add_argument(
+        "resource",
+        type=bare_resource,
+        nargs="*",
+        metavar="LOCKSPACE:NAME",
+        help="which leases",
+    )
     release.add_argument("--all", action="store_true", help="all that it holds")
     request = add_command(
         commands,
@@ -58,7 +68,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "Ask the holder of a lease to give it up: its killpath program is run, or SIGTERM sent. "
         "--force has it killed. The holder's host sees it with its next renewal.",
     )
-    request.add_argument("resource", type=resource, metavar="LOCKSPACE:NAME:PATH[:OFFSET]")
+    request.add_argument(
+        "resource",
+        type=resource,
+        metavar="LOCKSPACE:NAME:PATH[:OFFSET]",
+        help="the lease and where it is",
+    )
     request.add_argument("--force", action="store_true", help="have the holder killed")
 
 

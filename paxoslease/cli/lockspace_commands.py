@@ -30,7 +30,12 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "Have the daemon join a lockspace by a host id. A free id takes two to three io_timeouts; "
         "one that a dead host has left, 8 io_timeouts and 60 s more. Joined already is no error.",
     )
-    join.add_argument("lockspace", type=named_place, metavar="NAME:PATH[:OFFSET]")
+    join.add_argument(
+        "lockspace",
+        type=named_place,
+        metavar="NAME:PATH[:OFFSET]",
+        help="which one, and where it is",
+    )
     join.add_argument("--host-id", type=host_id, required=True, metavar="N", help="1 to 2000")
     join.add_argument(
         "--io-timeout", type=int, default=0, metavar="S", help="default: the daemon's, 10"
@@ -44,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "Have the daemon leave a lockspace. Whoever holds leases of it is killed first; "
         "--unused refuses instead.",
     )
-    leave.add_argument("lockspace", metavar="NAME")
+    leave.add_argument("lockspace", metavar="NAME", help="which one")
     leave.add_argument("--unused", action="store_true", help="only if nobody holds a lease of it")
     leave.add_argument("--no-wait", action="store_true", help="return when it has begun")
     hosts = add_command(commands, "hosts", "list the hosts of a lockspace, and their state", _hosts)
@@ -55,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "list the last renewals of a lockspace, and how long they took",
         _renewals,
     )
-    renewals.add_argument("lockspace", metavar="NAME")
+    renewals.add_argument("lockspace", metavar="NAME", help="which one")
     events = add_command(
         commands,
         "events",
@@ -64,7 +69,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "Without --send: print the events that other hosts send to this one, as they come. An "
         "event is carried by renewals: it takes up to two of them, and may come several times.",
     )
-    events.add_argument("lockspace", metavar="NAME")
+    events.add_argument("lockspace", metavar="NAME", help="in which one")
     events.add_argument("--send", type=host_id, metavar="HOST_ID", help="send to this host instead")
     events.add_argument("--event", type=int, default=1, metavar="N", help="number (default: 1)")
     events.add_argument("--data", type=int, default=0, metavar="N", help="number (default: 0)")
