@@ -106,10 +106,9 @@ def _play(kind: Kind, program: Path, directory: Path, *, restarts: bool = False)
         format_resources(host, path, 1)
         with running(program, host.daemon, path) as process:
             said = [process.do(word) for word in BEFORE.split()]
+            host.await_hosts(SPACE)
             if restarts:
                 _restart(host.daemon)
-            # At its start, and at a restart, a daemon has to look at the hosts first.
-            host.await_hosts(SPACE)
             said += [process.do(word) for word in AFTER.split()]
         return [stage.masks.text(line) for line in said]
 
