@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import IllDisk
+from tests.cli.ill_disk import IllDisk
 from tests.cli.tool import WARNING, await_that, call, end_of, refused, run_arguments, started
 
 ILLNESSES = ("write-error", "read-error", "read-hang")

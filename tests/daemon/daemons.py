@@ -45,7 +45,8 @@ def require(kind: Kind) -> None:
 class Daemon:
     """One daemon of a kind, started in `run_dir` under a host name; a context manager.
 
-    `options` go to the command line, `env` into its environment. Leaving the context kills it.
+    `options` go to the command line, `env` into its environment, `prefix` is the command that
+    executes it. Leaving the context kills it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Daemon:
         name: str,
         options: Sequence[str] = (),
         env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         require(kind)
         self.kind = kind
@@ -71,8 +73,9 @@ class Daemon:
             "SANLOCK_RUN_DIR": str(run_dir),
             **(env or {}),
         }
-        self.command = [PROGRAMS[kind], "daemon", *QUIET, "-U", "root", "-G", "root", "-e", name]
-        self.command += options
+        self.prefix = prefix
+        self.command = [*prefix, PROGRAMS[kind], "daemon", *QUIET]
+        self.command += ["-U", "root", "-G", "root", "-e", name, *options]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:

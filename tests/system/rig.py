@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,15 +92,25 @@ def wait_for(condition: Callable[[], Any], limit_s: float = 10.0) -> Any:
 
 
 class Child:
-    """A program in a process of its own; what it says is read line by line."""
+    """A program in a process of its own; what it says is read line by line.
 
-    def __init__(self, program: str, *arguments: object) -> None:
+    prefix: the command that executes it. env: what it has in its environment beside ours.
+    """
+
+    def __init__(
+        self,
+        program: str,
+        *arguments: object,
+        prefix: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        program = _PRELUDE + textwrap.dedent(program)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PRELUDE + textwrap.dedent(program), *map(str, arguments)],
+            [*prefix, sys.executable, "-c", program, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONWARNINGS": "default"},
+            env={**os.environ, "PYTHONWARNINGS": "default", **(env or {})},
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
