@@ -17,6 +17,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -40,6 +41,9 @@ _log = logging.getLogger(__name__)
 VARIABLE: Final = "PAXOSLEASE_HANDOVER"
 REST_S: Final = 2.0
 STEADY_S: Final = 300.0
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RESTART_SIGNAL: Final = signal.SIGUSR2
+HANDLED_SIGNALS: Final = frozenset((*STOP_SIGNALS, RESTART_SIGNAL))
 
 
 class Handover(NamedTuple):
@@ -177,11 +181,14 @@ async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
         os.environ[VARIABLE] = str(file)
         _log.warning("restarting")
         daemon.log.drain()
+        # Until the next image catches them they would end it, and all leases with it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except (OSError, PaxosleaseError) as error:
         _log.error("restart called off: %s", error)
     finally:
         # Nothing was executed, whatever the reason: without renewals every lease would be lost.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         os.environ.pop(VARIABLE, None)
         for space in claimed:
             assert space.watchdog is not None

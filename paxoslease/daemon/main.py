@@ -22,7 +22,7 @@ from enum import Enum
 from typing import Final
 
 from paxoslease.daemon import commands, handover, indexes, keeper, logs, status, storage
-from paxoslease.daemon.handover import Handover
+from paxoslease.daemon.handover import RESTART_SIGNAL, STOP_SIGNALS, Handover
 from paxoslease.daemon.helper import Helper, start_helper
 from paxoslease.daemon.inherit import Inheritance, from_keeper, stop_everybody
 from paxoslease.daemon.journal import Journal, read_journal, salvage
@@ -57,8 +57,6 @@ from paxoslease.wire.sanlock import RELEASE
 _log = logging.getLogger(__name__)
 
 JOURNAL_NAME: Final = "paxoslease.state"
-RESTART_SIGNAL: Final = signal.SIGUSR2
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NAME_BYTES: Final = 48
 _NOT_STARTED: Final = 1
 
@@ -113,8 +111,9 @@ def run(options: DaemonOptions) -> int:
     """Run a daemon until it is shut down; returns the exit code."""
     # A client that hangs up is an error of one call, also where the program was started like C's.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    _stop_plainly()
     handed_over = handover.receive()
+    if handed_over is None:
+        _stop_plainly()
     is_up: Callable[[], None] | None = None
     if handed_over is None and not options.foreground:
         is_up = into_background()
@@ -139,8 +138,11 @@ def run(options: DaemonOptions) -> int:
 
 
 def _stop_plainly() -> None:
-    """Have signals that come before the loop runs end the start, or ask for nothing."""
-    for number in _STOP_SIGNALS:
+    """Have signals that come before the loop runs end the start, or ask for nothing.
+
+    After a restart they are blocked so long (handover.py): then there are leases to be seen to.
+    """
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     signal.signal(RESTART_SIGNAL, signal.SIG_IGN)
 
@@ -184,6 +186,7 @@ def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handove
 
 async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], None] | None) -> _End:
     """Serve until it is shut down, if it can be begun."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, handover.HANDLED_SIGNALS)
     journal_path = os.path.join(started.directory.path, JOURNAL_NAME)
     handed_over = started.handed_over
     name = os.fsencode(handed_over.host_name) if handed_over else host_name_of(options)
@@ -206,13 +209,14 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
         os.fsdecode(name),
         os.uname().nodename,
     )
-    _catch_signals(daemon, started)
     daemon.take_connections(inheritance.connections)
     try:
         connections, watchdogs = inheritance.connections, inheritance.watchdogs
         names = await restore(daemon, notes, connections, watchdogs, handed_over)
     except (PaxosleaseError, KeyError, ValueError, TypeError) as error:
         return _end_all(error, inheritance, journal_path, options)
+    # Not before: a daemon that does not know its lockspaces yet would end, or restart without them.
+    _catch_signals(daemon, started)
     inheritance.disarm(options, names)
     if handed_over is None:
         daemon.close_strangers()
@@ -274,7 +278,7 @@ def _end_all(error: Exception, inheritance: Inheritance, path: str, options: Dae
 
 def _catch_signals(daemon: Daemon, started: Started) -> None:
     loop = asyncio.get_running_loop()
-    for number in _STOP_SIGNALS:
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, lambda: daemon.ask_shutdown(is_forced=False))
     restarting: list[asyncio.Task[None]] = []
 
@@ -284,6 +288,7 @@ def _catch_signals(daemon: Daemon, started: Started) -> None:
             restarting[:] = [asyncio.ensure_future(work)]
 
     loop.add_signal_handler(RESTART_SIGNAL, restart)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handover.HANDLED_SIGNALS)
 
 
 def host_name_of(options: DaemonOptions) -> bytes:
