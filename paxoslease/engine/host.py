@@ -86,6 +86,7 @@ class Membership(Context):
         self._pet_lock = threading.Lock()  # held over a message to the watchdog, never over a disk
         self._is_disarmed = False
         self._is_used_otherwise = False
+        self._waits_for_leases = True
         self._has_file = True
 
     # -- effects, on a runner's thread -----------------------------------------------------------
@@ -177,7 +178,9 @@ class Membership(Context):
             is_forced=is_forced,
         )
         self._recovery = recovery.Recovery(ladder)
-        self._recovery.tell(recovery.Used(self._is_used and not is_forced))
+        # When the lockspace is left in good order, leases are released after the processes.
+        self._waits_for_leases = not is_forced
+        self._recovery.tell(recovery.Used(self._is_used and self._waits_for_leases))
         for process in processes:
             self._watch(process)
         context = StillArmed(self) if is_forced else self
@@ -211,7 +214,12 @@ class Membership(Context):
         A lost lease counts as used until its user has given it back: only then is it known that
         nothing would have to be stopped by the watchdog.
         """
-        self._post_event(recovery.Used(self._is_used))
+
+        def tell() -> None:
+            if self._recovery is not None:
+                self._recovery.tell(recovery.Used(self._is_used and self._waits_for_leases))
+
+        self.engine.guards.post(tell)
 
     @property
     def _is_used(self) -> bool:

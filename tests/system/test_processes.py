@@ -13,7 +13,7 @@ import pytest
 from paxoslease import ConfigError, LockspaceFailed
 from paxoslease.engine.processes import Process, Processes, Wishes
 from tests.system.conftest import Pair
-from tests.system.rig import join, wait_for
+from tests.system.rig import join, make_disk, wait_for
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -90,3 +90,18 @@ def test_process_that_is_not_guarded_any_more_lives_on(pair: Pair) -> None:
             assert child.poll() is None
         assert child.poll() is None
         child.kill()
+
+
+def test_leaving_does_not_wait_for_leases_that_it_releases(tmp_path: Path) -> None:
+    """Who says that nobody uses it any more, while leases are still held, does not hold it up."""
+    disk = make_disk(tmp_path / "disk")
+    space = join(disk, 1)
+    membership = space._membership
+    disk.lease(space, 0)
+    with subprocess.Popen(SLEEPER) as child:
+        process = membership.guard(child.pid, Wishes())
+        membership.kill_processes()
+        membership.set_used(False)
+        child.wait(20)
+        membership.unguard(process)
+        membership.leave(20)
