@@ -269,7 +269,7 @@ def _serve(channel: socket.socket, store: keeper.Store) -> None:
         try:
             message, descriptors = keeper.receive(channel, _MESSAGE_MAX)
         except ConnectionResetError:
-            return
+            continue  # it did not read an answer of ours; what it has said comes yet
         if not message:
             return
         if len(message) >= 4 and int.from_bytes(message[:4], sys.byteorder) >= keeper.FIRST:
