@@ -140,6 +140,8 @@ class Helper:
         except OSError as error:
             if error.errno == errno.ETOOMANYREFS:  # too many on their way, of this user
                 return False
+            if error.errno == errno.EBADF:  # a device that was closed to fire in this moment
+                return True
             self._lose(str(error.strerror))
         return True
 
@@ -263,7 +265,9 @@ def _serve(channel: socket.socket, store: keeper.Store) -> None:
     poll.register(channel, select.POLLIN)
     _answer(channel, _ALIVE, 0, 0, 0)
     while True:
-        if not poll.poll(_ALIVE_MS):
+        closing_us = store.close_devices()
+        until_closing_ms = _ALIVE_MS if closing_us is None else closing_us // 1000 + 1
+        if not poll.poll(min(_ALIVE_MS, until_closing_ms)):
             _answer(channel, _ALIVE, 0, 0, 0)
             continue
         try:

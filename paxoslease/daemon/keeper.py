@@ -13,12 +13,16 @@ is the helper's channel from then on, and the first that comes over it is what i
 keeps its copies meanwhile, so a successor that is killed loses nothing either.
 
 What has expired is closed, so that clients see the end and wdmd does its work. A watchdog *device*
-is not: closing it pings it once more, which would put off a reset that is due. It stays open, and
-unpetted, until a successor takes it or the host is reset (spec/timing-and-recovery.md 4.2).
+is pinged once more by closing its last copy, which must not happen after the expiry. So its copies
+are closed a margin before the first membership expires, as the daemon closes its own, whether it
+lives or not: nobody who has it can then end too late, in whatever way. If this process comes too
+late for that itself, the device stays open, and unpetted, until a successor takes it or the host is
+reset (spec/timing-and-recovery.md 4.2).
 
 Messages: kind, number, number, errno, a time in us, a key; with descriptors.
 
-    keep       16, how many descriptors; key; with them. Replaces what the key had.
+    keep       16, how many descriptors; key, margin of a device; with them. Replaces what the key
+               had.
     drop       17; key
     expire     18; key, the time until which a membership is good, 0 to forget it
     sweep      19, 0 to begin, 1 to end: what was not kept anew in between is dropped
@@ -114,9 +118,13 @@ class Keeper:
         """Tell whether anybody keeps anything."""
         return self._helper is not None and self._helper.is_alive
 
-    def keep(self, key: bytes, *descriptors: int) -> None:
-        """Have copies of descriptors kept. They stay open until `drop`, or `keep` of that key."""
-        self._change(key, _pack(KEEP, key, number=len(descriptors)), descriptors)
+    def keep(self, key: bytes, *descriptors: int, margin_us: int = 0) -> None:
+        """Have copies of descriptors kept. They stay open until `drop`, or `keep` of that key.
+
+        margin_us: of a device: how long before a membership expires it is closed nevertheless.
+        """
+        message = _pack(KEEP, key, number=len(descriptors), time_us=margin_us)
+        self._change(key, message, descriptors)
 
     def drop(self, key: bytes) -> None:
         """Have what a key has given up."""
@@ -247,6 +255,7 @@ class Store:
         self._directory = directory
         self._kept: dict[bytes, list[int]] = {}
         self._expiries: dict[bytes, int] = {}
+        self._margins: dict[bytes, int] = {}  # of devices that are kept
         self._stale: set[bytes] = set()
         self._is_over = False
         self._listener: socket.socket | None = None
@@ -285,6 +294,8 @@ class Store:
                 return errno.EMFILE
             self._drop(key)
             self._kept[key] = descriptors
+            if key.startswith(DEVICE):
+                self._margins[key] = time_us
             return 0
         _close(descriptors)
         if kind == DROP:
@@ -303,6 +314,7 @@ class Store:
 
     def _drop(self, key: bytes) -> None:
         self._stale.discard(key)
+        self._margins.pop(key, None)
         _close(self._kept.pop(key, []))
 
     def _sweep(self, *, is_end: bool) -> None:
@@ -313,6 +325,24 @@ class Store:
             if key.startswith(EXPIRES):
                 self._expiries.pop(key.removeprefix(EXPIRES), None)
             self._drop(key)
+
+    def close_devices(self) -> int | None:
+        """Close what is kept of a device when a membership is about to expire under it.
+
+        Returns after how many us that has to be looked at again, None when there is nothing to
+        close, or it is too late for that.
+        """
+        ends = [self._expiries[key[1:]] for key in self._margins if key[1:] in self._expiries]
+        if not ends:
+            return None
+        now, first = now_us(), min(ends)
+        left_us = first - max(self._margins.values()) - now
+        if left_us > 0:
+            return left_us
+        if now < first:
+            for key in list(self._margins):
+                self._drop(key)
+        return None
 
     def await_successor(self) -> socket.socket | None:
         """Keep what is kept after the daemon's death; returns the channel to its successor.
@@ -332,6 +362,9 @@ class Store:
                     self._drop(key)
                 if not self._kept:
                     return None
+            closing_us = self.close_devices()
+            if closing_us is not None:
+                left_us = min(left_us, closing_us)
             if poll.poll(left_us // 1000 + 1 if left_us > 0 else None):
                 successor = self._greet(self._listener)
                 if successor is not None:

@@ -285,12 +285,19 @@ class Spaces:
     def keep(self, space: Space) -> None:
         """Have a copy of the claim on the watchdog kept, in case the daemon dies."""
         watchdog = space.watchdog
-        if watchdog is not None and watchdog.descriptor >= 0:
-            self.keeper.keep(self._key(space), watchdog.descriptor)
-            watchdog.set_kept(self.keeper.is_alive)
+        if watchdog is not None:
+            self._keep_claim(self._key(space), watchdog)
         if space.membership is not None and space.membership.member.held is not None:
             until_us = space.membership.member.held.renewed_us + space.timing.fail_us
             self.keeper.expire(space.name, until_us)
+
+    def _keep_claim(self, key: bytes, watchdog: Watchdog) -> None:
+        descriptor, margin_us = watchdog.descriptor, watchdog.margin_us
+        if descriptor >= 0:
+            self.keeper.keep(key, descriptor, margin_us=margin_us)
+        if margin_us and (descriptor < 0 or watchdog.descriptor != descriptor):
+            # The device was closed to fire, perhaps in this moment.
+            self.keeper.drop(key)
 
     def _key(self, space: Space) -> bytes:
         return (WDMD if self._options.watchdog == "wdmd" else DEVICE) + space.name

@@ -59,9 +59,14 @@ class Watchdog(abc.ABC):
         (a service manager's store, a helper) keeps the claim as it is when this process dies.
         """
 
-    def set_kept(self, is_kept: bool) -> None:
-        """Say whether another process has a copy of the descriptor."""
-        return
+    @property
+    def margin_us(self) -> int:
+        """Return how long before the expiry all copies of the descriptor have to be closed.
+
+        Closing the last copy later would put off the reset, so what is late is not closed any more.
+        0 where a copy that is closed late, or never, does no harm.
+        """
+        return 0
 
     @abc.abstractmethod
     def detach(self) -> WatchdogState:

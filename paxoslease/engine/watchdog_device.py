@@ -75,11 +75,12 @@ class DeviceOwner:
 
     A thread pets it every min(10, W/6) seconds while every armed membership has more left than one
     such interval. As soon as one has not, the device is closed without 'V': the kernel pings once
-    more and counts on, and resets the host within W, no later than the membership's expiry + W. If
-    the thread comes too late for that (it was starved), or if another process has a copy of the
-    descriptor, which would make it the one that closes and pings, the device stays open and is not
-    petted any more: the last ping is older than a close would make it. If the membership ends well
-    (its processes are gone, it disarms), the device is opened again.
+    more and counts on, and resets the host within W, no later than the membership's expiry + W.
+    Whoever else has a copy of the descriptor has to close it at the same time (`margin_us`): the
+    kernel pings when the last one is closed. If the thread comes too late for that (it was
+    starved), the device stays open and is not petted any more: the last ping is older than a close
+    would make it. If the membership ends well (its processes are gone, it disarms), the device is
+    opened again.
 
     A process that dies with the device open makes the kernel ping once more; a successor in the
     same boot must not ping again, so a marker outside of the process says that the device is, or
@@ -109,7 +110,6 @@ class DeviceOwner:
         self._users = 0
         self._is_open = False
         self._is_petted = False
-        self.is_kept = False
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -230,7 +230,7 @@ class DeviceOwner:
                 return min(left, self.interval_us)
             if self._is_petted:
                 self._is_petted = False
-                if now < earliest and not self.is_kept:
+                if now < earliest:
                     self._close(disarm=False)
                 _log.critical(
                     "watchdog_abandoned device=%s: the host will be reset in %d s",
@@ -288,8 +288,9 @@ class DeviceWatchdog(Watchdog):
     def descriptor(self) -> int:
         return self._owner.device.descriptor
 
-    def set_kept(self, is_kept: bool) -> None:
-        self._owner.is_kept = is_kept
+    @property
+    def margin_us(self) -> int:
+        return self._owner.interval_us
 
     def detach(self) -> WatchdogState:
         fd = self.descriptor
