@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -54,7 +55,8 @@ class RestartedHost:
         self._stack = ExitStack()
         self.daemon = Daemon("ours", directory / f"h{host_id}", f"host{host_id}", options, env)
         self._stack.callback(self._end)
-        self._helpers = self.daemon.children()
+        self._helpers: list[int] = []  # pidfds: pids are used again soon
+        self._note_helpers()
 
     def __enter__(self) -> RestartedHost:
         return self
@@ -65,17 +67,24 @@ class RestartedHost:
     def _end(self) -> None:
         self.daemon.kill()
         self.kill_helper()
+        for pidfd in self._helpers:
+            os.close(pidfd)
+
+    def _note_helpers(self) -> None:
+        for pid in self.daemon.children():
+            with suppress(ProcessLookupError):
+                self._helpers.append(os.pidfd_open(pid))
 
     def kill_helper(self) -> None:
         """Kill the process that keeps what must outlive the daemon."""
-        for pid in self._helpers:
+        for pidfd in self._helpers:
             with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
 
     @property
     def helper_lives(self) -> bool:
         """Tell whether that process runs."""
-        return any(_runs(pid) for pid in self._helpers)
+        return any(not select.select([pidfd], [], [], 0)[0] for pidfd in self._helpers)
 
     def format(self) -> None:
         """Make the disk."""
@@ -153,7 +162,7 @@ class RestartedHost:
     def start(self) -> None:
         """Start a daemon in the place of the one that was killed."""
         self.daemon.start_again()
-        self._helpers += self.daemon.children()
+        self._note_helpers()
         self.until_served()
 
     def restart(self, how: str) -> None:
@@ -176,14 +185,6 @@ class RestartedHost:
     def log_has(self, text: str) -> bool:
         """Tell whether the daemon has logged something."""
         return text in self.daemon.stderr()
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def await_end(agent: Agent, limit_s: float = 20.0) -> int:

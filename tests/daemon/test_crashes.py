@@ -1,7 +1,7 @@
 """Daemons killed at any moment, one after the other, while their clients go on using leases.
 
 Several hosts share a lockspace. Nothing that a client holds may get lost, nothing may be held
-twice, nobody may wait for ever; what is checked, and by whom: chaos_client.py, and the witness.
+twice, nobody may wait for ever; what is checked, and by whom: crash_client.py, and the witness.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Load:
                 connection.write_resource(Resource(SPACE, b"r%d" % number, disks=(place,)))
 
     def _start_client(self, daemon: Daemon) -> None:
-        command = [sys.executable, "-m", "tests.daemon.chaos_client", str(daemon.run_dir)]
+        command = [sys.executable, "-m", "tests.daemon.crash_client", str(daemon.run_dir)]
         command += [str(self.witness.socket_path), SPACE.decode(), str(self.disk), str(LEASES)]
         client = subprocess.Popen(
             [*command, str(self.random.getrandbits(32))],
@@ -164,7 +164,7 @@ def _end_client(client: subprocess.Popen[str]) -> None:
     client.communicate()
 
 
-def run_chaos(directory: Path, *, hosts: int, clients: int, kills: int, seed: int) -> None:
+def run_crashes(directory: Path, *, hosts: int, clients: int, kills: int, seed: int) -> None:
     """Kill daemons, then see what the clients and the witness say."""
     with Load(directory, hosts, clients, seed) as load:
         killed = 0
@@ -188,7 +188,7 @@ def run_chaos(directory: Path, *, hosts: int, clients: int, kills: int, seed: in
 
 def test_clients_survive_a_few_crashes(tmp_path: Path) -> None:
     """Twenty crashes: no lease is lost, none is held twice, no client hangs."""
-    run_chaos(tmp_path, hosts=2, clients=6, kills=20, seed=1)
+    run_crashes(tmp_path, hosts=2, clients=6, kills=20, seed=1)
 
 
 @pytest.mark.long
@@ -196,4 +196,4 @@ def test_clients_survive_a_few_crashes(tmp_path: Path) -> None:
 def test_clients_survive_many_crashes(tmp_path: Path) -> None:
     """Five hundred crashes of three daemons with eight clients each."""
     kills = int(os.environ.get("PAXOSLEASE_KILLS", "500"))
-    run_chaos(tmp_path, hosts=3, clients=8, kills=kills, seed=2)
+    run_crashes(tmp_path, hosts=3, clients=8, kills=kills, seed=2)

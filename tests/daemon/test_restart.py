@@ -336,7 +336,7 @@ def slow_host(tmp_path: Path, make_loop: MakeLoop) -> Iterator[RestartedHost]:
             yield made
             made.leave()
     finally:
-        run("umount", "--lazy", str(directory))
+        run("umount", str(directory))
 
 
 def _crash_in_the_middle(host: RestartedHost, agent: Agent, operation: str, **what: object) -> None:
