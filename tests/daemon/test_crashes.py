@@ -173,7 +173,8 @@ def run_crashes(directory: Path, *, hosts: int, clients: int, kills: int, seed: 
             assert not load.ended()
         reports = load.reports()
         wrong = [f"client {one['pid']}: {text}" for one in reports for text in one["wrong"]]
-        verdict = load.witness.client("the test").verdict()
+        with load.witness.client("the test") as line:
+            verdict = line.verdict()
     wrong += verdict.violations
     assert not wrong, "\n".join(wrong)
     assert min(one["acquired"] for one in reports) > 0
