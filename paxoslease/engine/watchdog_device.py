@@ -5,6 +5,7 @@ Source: spec/timing-and-recovery.md 4.2.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import struct
@@ -24,9 +25,15 @@ _log = logging.getLogger(__name__)
 
 MARKER_DIRECTORY: Final = "/run/paxoslease"
 
+_WDIOC_GETSUPPORT: Final = 0x80285700
 _WDIOC_SETTIMEOUT: Final = 0xC0045706
 _WDIOC_GETTIMEOUT: Final = 0x80045707
 _WDIOC_KEEPALIVE: Final = 0x80045705
+_WDIOF_MAGICCLOSE: Final = 0x0100
+_INFO: Final = struct.Struct("=II32s")  # struct watchdog_info: options, firmware, identity
+
+_BUSY_S: Final = 2.0
+_BUSY_POLL_S: Final = 0.02
 
 
 class Device:
@@ -37,12 +44,28 @@ class Device:
         self._fd = -1
 
     def open(self, fire_timeout_s: int) -> int:
-        """Open the device, which arms it, set its time-out and return the one in force."""
+        """Open the device, which arms it, set its time-out and return the one in force.
+
+        A device that will not do is disarmed again. Raises OSError, ValueError.
+        """
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
-        packed = struct.pack("i", fire_timeout_s)
-        with suppress(OSError):  # a driver with a fixed time-out; what it has is read below
-            ioctl(self._fd, _WDIOC_SETTIMEOUT, packed)
-        return int(struct.unpack("i", ioctl(self._fd, _WDIOC_GETTIMEOUT, bytes(4)))[0])
+        try:
+            options, _, _ = _INFO.unpack(ioctl(self._fd, _WDIOC_GETSUPPORT, bytes(_INFO.size)))
+        except OSError:
+            # No watchdog: a 'V' would be written to it.
+            self.close(disarm=False)
+            raise
+        try:
+            if not options & _WDIOF_MAGICCLOSE:
+                # The end of this process, however it ends, would disarm it.
+                raise ValueError(f"the driver of {self.path} stops it when it is closed")
+            packed = struct.pack("i", fire_timeout_s)
+            with suppress(OSError):  # a driver with a fixed time-out; what it has is read below
+                ioctl(self._fd, _WDIOC_SETTIMEOUT, packed)
+            return int(struct.unpack("i", ioctl(self._fd, _WDIOC_GETTIMEOUT, bytes(4)))[0])
+        except (OSError, ValueError):
+            self.close(disarm=True)
+            raise
 
     def adopt(self, fd: int) -> int:
         """Take over a descriptor of the open device, and return the time-out in force."""
@@ -118,7 +141,7 @@ class DeviceOwner:
         with self._lock:
             if not self._users:
                 self._refuse_after_unclean_end()
-                self._open()
+                self._open_when_free()
                 if self.run_thread:
                     self._start_thread()
             self._users += 1
@@ -155,12 +178,28 @@ class DeviceOwner:
                 "boot; opening it again would put off the reset that may be due"
             )
 
+    def _open_when_free(self) -> None:
+        """Open the device; while it is busy it may be ours, and on its way to be closed.
+
+        Whoever keeps a copy of the descriptor is told to drop it and does so a moment later.
+        """
+        until = time.monotonic() + _BUSY_S
+        while True:
+            try:
+                self._open()
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > until:
+                    raise
+            else:
+                return
+            time.sleep(_BUSY_POLL_S)
+
     def _open(self) -> None:
         self._marker.parent.mkdir(parents=True, exist_ok=True)
         self._marker.write_text(self._boot_id())
         try:
             in_force_s = self.device.open(self.fire_timeout_s)
-        except OSError:
+        except (OSError, ValueError):
             if not self._users:
                 self._marker.unlink()
             raise

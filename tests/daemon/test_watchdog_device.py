@@ -96,9 +96,14 @@ class Host:
             return len(connection.get_lockspaces())
 
     def agent(self) -> Agent:
-        """Start a client that holds r0 of lockspace two, and outlives SIGTERM."""
+        """Start a client."""
         agent = Agent(str(self.daemon.run_dir))
         self._stack.callback(agent.end)
+        return agent
+
+    def holder(self) -> Agent:
+        """Start a client that holds r0 of lockspace two, and outlives SIGTERM."""
+        agent = self.agent()
         agent("register")
         agent("ignore_sigterm")
         agent("acquire", resources=[["two", "r0", self.disks["two"], MIB, 0]])
@@ -127,6 +132,11 @@ class Host:
         for pid in self._helpers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def stop_helper(self, number: int = signal.SIGSTOP) -> None:
+        """Stop it as a busy machine does, or let it go on."""
+        for pid in self._helpers:
+            os.kill(pid, number)
 
     def until_petted(self, times: int = 2) -> None:
         """Wait until the device was petted again, some times."""
@@ -159,19 +169,32 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def test_lockspaces_share_the_device(host: Host) -> None:
-    """It is opened once for all of them and disarmed with the last; then it can be had again."""
-    for _ in range(2):
-        before = len(host.device.events)
-        host.join("one")
-        host.join("two")
-        host.leave("two")
-        host.until_petted()
-        host.leave("one")
-        host.until_disarmed()
-        whats = host.device.whats()[before:]
-        assert whats[:2] == ["open", f"set {W}"]
-        assert set(whats[2:-2]) == {"keepalive"}
+    """It is opened once for all of them, and disarmed with the last."""
+    host.join("one")
+    host.join("two")
+    host.leave("two")
+    host.until_petted()
+    host.leave("one")
+    host.until_disarmed()
+    whats = host.device.whats()
+    assert whats[:2] == ["open", f"set {W}"]
+    assert set(whats[2:-2]) == {"keepalive"}
     assert not host.device.has_fired
+
+
+def test_device_that_the_helper_still_has(host: Host) -> None:
+    """Whoever joins right after the last lockspace was left waits until the helper has let go."""
+    host.join("one")
+    host.stop_helper()
+    host.leave("one")
+    agent = host.agent()
+    agent.begin("add_lockspace", name="one", host_id=1, path=host.disks["one"], io_timeout=1)
+    host.until(lambda: "busy" in host.device.whats(), "the device was found busy")
+    host.stop_helper(signal.SIGCONT)
+    agent.result()
+    host.until_petted()
+    assert host.device.whats().count("disarm") == 1
+    assert "close" not in host.device.whats()
 
 
 @pytest.mark.long
@@ -185,7 +208,7 @@ def test_one_lockspace_fails(host: Host) -> None:
         host.disks["two"] = ill.device
         host.join("one")
         host.join("two")
-        agent = host.agent()
+        agent = host.holder()
         host.until_petted()
         ill.set("write-error")
         host.until(lambda: time.monotonic() > host.expire_s("two") + 1, "it has expired")
@@ -218,7 +241,7 @@ def test_killed_with_its_helper_after_the_expiry(host: Host, dies_first: str) ->
         host.disks["two"] = ill.device
         host.join("one")
         host.join("two")
-        host.agent()
+        host.holder()
         ill.set("write-error")
         host.until(lambda: "failed" in host.daemon.stderr(), "a renewal has failed")
         expire_s = host.expire_s("two")

@@ -33,7 +33,9 @@ _GETSUPPORT: Final = 0x80285700
 _KEEPALIVE: Final = 0x80045705
 _SETTIMEOUT: Final = 0xC0045706
 _GETTIMEOUT: Final = 0x80045707
-_SETTABLE_MAGIC_PING: Final = 0x0080 | 0x0100 | 0x8000  # WDIOF_*
+MAGIC_CLOSE: Final = 0x0100  # WDIOF_*
+_SETTABLE: Final = 0x0080
+_PINGABLE: Final = 0x8000
 
 
 class Event(NamedTuple):
@@ -60,11 +62,17 @@ def build_library(directory: Path) -> Path:
 
 
 class FakeWatchdog:
-    """The kernel's side of one device; a context manager. `directory` gets the socket."""
+    """The kernel's side of one device; a context manager. `directory` gets the socket.
+
+    options: WDIOF_* that the driver has; without MAGIC_CLOSE any close disarms. tells_timeout: it
+    knows WDIOC_GETTIMEOUT.
+    """
 
     def __init__(self, directory: Path, library: Path) -> None:
         self.path = str(directory / "watchdog")
         self.env = {"LD_PRELOAD": str(library), "FAKE_WATCHDOG": self.path}
+        self.options = MAGIC_CLOSE | _SETTABLE | _PINGABLE
+        self.tells_timeout = True
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._timeout_s = 15
@@ -142,7 +150,7 @@ class FakeWatchdog:
                         poll.unregister(device)
                         device.close()
                         device = None
-                        self._closed(magic=magic)
+                        self._closed(magic=magic or not self.options & MAGIC_CLOSE)
                     magic = bool(message)
                 else:
                     magic = False
@@ -194,10 +202,10 @@ class FakeWatchdog:
             with self._lock:
                 answer = self._timeout_s = value
             self._note(at_ns / 1e9, f"set {value}", pid, pings=True)
-        elif call == _GETTIMEOUT:
+        elif call == _GETTIMEOUT and self.tells_timeout:
             answer = self._timeout_s
         elif call == _GETSUPPORT:
-            answer = _SETTABLE_MAGIC_PING
+            answer = self.options
         else:
             code = errno.ENOTTY
         try:
