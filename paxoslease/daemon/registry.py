@@ -270,7 +270,13 @@ class Registry:
             with self._journal.doing(entry, "acquire"):
                 await win(entry, bool(flags & wire.AcquireFlag.OWNER_NOWAIT))
         except BaseException:
-            self._remove(entry)
+            holding = entry.holding
+            if holding is None or holding.phase is HoldingPhase.GONE:
+                self._remove(entry)
+            else:
+                # It is given up while nobody waits for it, and stays noted until that is over.
+                entry.phase = Phase.RELEASING
+                self.in_background(self._await_gone(entry))
             raise
         if entry.space.is_dead:
             self.forget(entry)
@@ -364,7 +370,7 @@ class Registry:
             raise failure or refused  # type: ignore[misc]
 
     async def _await_gone(self, entry: Entry) -> None:
-        """Keep an entry until the release that timed out is over: it goes on by itself."""
+        """Keep an entry until the lease is gone, which comes about by itself."""
         while entry.holding is not None and entry.holding.phase is not HoldingPhase.GONE:
             if entry.space.is_dead:
                 break

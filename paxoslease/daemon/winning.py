@@ -51,6 +51,7 @@ async def win(entry: Entry, no_wait: bool) -> None:
             except LeaseBusy as error:
                 is_leaving = error.state == HoldingPhase.RELEASING.value
                 raise Refusal(errno.EAGAIN if is_leaving else errno.EBUSY) from error
+            entry.holding = holding
             assert holding.operation is not None
             try:
                 await finished(holding.operation)
@@ -73,7 +74,6 @@ async def win(entry: Entry, no_wait: bool) -> None:
                     raise Refusal(_BLOCK_NOT_WRITTEN) from error
                 raise
             break
-    entry.holding = holding
     lease = holding.lease
     assert lease is not None
     entry.lver = lease.lver

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paxoslease.client import Connection, DaemonError
-from paxoslease.wire.sanlock import Disk, Lockspace, Resource
+from paxoslease.wire.sanlock import SELF, Disk, Lockspace, Resource
 from tests.compat.peer import PeerBroken
 from tests.daemon.daemons import REPOSITORY
 
@@ -34,9 +34,10 @@ class Operations:
         """Become a client that can hold leases."""
         self._connection.register()
 
-    def acquire(self, resources: list[list[Any]], flags: int = 0) -> None:
-        """Acquire leases."""
-        self._connection.acquire([_resource(one) for one in resources], flags=flags)
+    def acquire(self, resources: list[list[Any]], flags: int = 0, pid: int = SELF) -> None:
+        """Acquire leases, for itself or another."""
+        wanted = [_resource(one) for one in resources]
+        self._connection.acquire(wanted, flags=flags, pid=pid)
 
     def release(self, resources: list[list[Any]]) -> None:
         """Release leases."""

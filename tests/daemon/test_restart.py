@@ -392,6 +392,27 @@ def test_operation_of_a_client_that_is_gone_is_undone(slow_host: RestartedHost) 
     living.end()
 
 
+def test_acquisition_that_is_given_up_stays_noted(slow_host: RestartedHost) -> None:
+    """A crash while an acquisition is being given up leaves nothing of it on the disk."""
+    host, dying, living = slow_host, slow_host.agent(), slow_host.agent()
+    asking = host.agent(registers=False)
+    journal = host.daemon.run_dir / "paxoslease.state"
+    with frozen(host.disk.parent):
+        asking.begin("acquire", resources=[host.resource(0)], pid=dying.pid)
+        host.until(lambda: b'"doing":"acquire"' in journal.read_bytes(), "it has begun")
+        dying.end()
+        with pytest.raises(Refused, match="ENOTTY"):
+            asking.result()
+        with pytest.raises(Refused, match="EAGAIN"):
+            living("acquire", resources=[host.resource(0)])
+        host.daemon.process.kill()
+    host.daemon.process.wait()
+    host.start()
+    assert host.log_has("acquire was cut short")
+    host.until(lambda: _acquires(living, host.resource(0)), "the lease is free")
+    living.end()
+
+
 def test_removal_that_is_under_way_goes_on(own_host: RestartedHost) -> None:
     """A lockspace that was being left when the daemon died is left by the next one."""
     host, agent = own_host, own_host.agent()
