@@ -30,6 +30,7 @@ from paxoslease.daemon.inherit import Inheritance
 from paxoslease.daemon.slip import Slip
 from paxoslease.daemon.spaces import Stage
 from paxoslease.engine.adoption import quiesce, wake
+from paxoslease.engine.core import engine
 from paxoslease.engine.watchdog_base import WatchdogState
 from paxoslease.errors import PaxosleaseError
 
@@ -150,6 +151,11 @@ async def _await_steady(daemon: Daemon) -> bool:
 
 
 async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
+    changed = await in_thread(engine().files.changed_paths)
+    if changed:
+        # The next image would stand there with leases and no way to renew them.
+        _log.error("restart called off: not to be opened again: %s", ", ".join(changed))
+        return
     memberships = [s.membership for s in daemon.spaces if s.membership is not None]
     unrest = await in_thread(quiesce, memberships, REST_S)
     if unrest:

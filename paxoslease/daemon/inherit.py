@@ -99,19 +99,29 @@ def from_keeper(kept: Mapping[bytes, list[int]], options: DaemonOptions) -> Inhe
 
 
 def stop_everybody(inheritance: Inheritance, notes: Iterable[Mapping[str, Any]]) -> bool:
-    """Stop all clients whose leases are not known; True when the last of them has ended.
+    """Stop all clients that may hold leases; True when the last of them has ended.
 
-    notes: of clients, as far as there are any. Waits some seconds.
+    notes: of clients and resources, as far as they can be read. A registered client that holds
+    nothing is left alone only if all resources can be. Waits some seconds.
     """
     waiting: list[int] = []
     opened: list[int] = []
-    for connection in inheritance.connections.values():
+    notes = list(notes)
+    holders = _holders(notes)
+    for number, connection in inheritance.connections.items():
+        if number not in holders:
+            continue
         waiting.append(connection.socket.fileno())
         opened.append(_pidfd_of(connection))
         _stop(connection.peer_pid, opened[-1])
     for note in notes:
-        pid, is_kept = note.get("pid"), note.get("number") in inheritance.connections
-        if is_kept or not isinstance(pid, int) or pid <= 0:
+        pid, number = note.get("pid"), note.get("number")
+        if (
+            number in inheritance.connections
+            or number not in holders
+            or not isinstance(pid, int)
+            or pid <= 0
+        ):
             continue
         with suppress(OSError):
             opened.append(os.pidfd_open(pid))
@@ -123,6 +133,26 @@ def stop_everybody(inheritance: Inheritance, notes: Iterable[Mapping[str, Any]])
         if fd >= 0:
             os.close(fd)
     return has_ended
+
+
+def _holders(notes: Iterable[Mapping[str, Any]]) -> set[Any]:
+    """Return the numbers of the clients that may hold leases, or be about to."""
+    registered: set[Any] = set()
+    holders: set[Any] = set()
+    is_readable = True
+    for note in notes:
+        if "started" in note:
+            registered.add(note.get("number"))
+        elif "tokens" in note:
+            try:
+                holders |= {token[0] for token in note["tokens"]}
+                # Of one that is being acquired it is not known for whom.
+                is_readable = is_readable and not note["doing"]
+            except (KeyError, IndexError, TypeError):
+                is_readable = False
+        elif "gone" not in note and "boot" not in note and "wanted" not in note:
+            is_readable = False
+    return holders & registered if is_readable else registered
 
 
 def _stop(pid: int, pidfd: int) -> None:

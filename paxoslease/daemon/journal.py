@@ -215,14 +215,16 @@ def read_journal(path: str) -> dict[str, dict[str, Any]] | None:
 
 
 def salvage(path: str) -> list[dict[str, Any]]:
-    """Return what can be read of a damaged journal, right or wrong."""
+    """Return what can be read of a journal, right or wrong; for what cannot, an empty note."""
     found: list[dict[str, Any]] = []
     with suppress(OSError), open(path, "rb") as file:
         for line in file.read(_LINES_READ_MAX).split(b"\n"):
-            with suppress(ValueError):
-                value = json.loads(line[9:])
-                if isinstance(value, dict):
-                    found.append(value)
+            try:
+                value = json.loads(line[9:]) if line else None
+            except ValueError:
+                value = {}
+            if isinstance(value, dict):
+                found.append(value)
     return found
 
 

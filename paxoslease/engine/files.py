@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 
 from paxoslease.disk.direct import DirectFile, open_direct
+from paxoslease.errors import StorageError
 
 
 class Files:
@@ -46,6 +49,24 @@ class Files:
         with self._lock:
             return self._open[path][0]
 
+    def changed_paths(self) -> list[str]:
+        """Return the paths that could not be opened again, or are of another file by now.
+
+        May block, as opening does.
+        """
+        with self._lock:
+            held = {path: file.fd for path, (file, _) in self._open.items()}
+        changed: list[str] = []
+        for path, fd in held.items():
+            try:
+                with open_direct(path) as again:
+                    is_same = os.path.sameopenfile(again.fd, fd) or _device(again.fd) == _device(fd)
+            except StorageError:
+                is_same = False
+            if not is_same:
+                changed.append(path)
+        return changed
+
     def drop(self, path: str) -> None:
         """Give up one use of a path."""
         with self._lock:
@@ -55,3 +76,9 @@ class Files:
                 return
         # The kernel keeps a reference for what may still be in flight.
         file.close()
+
+
+def _device(fd: int) -> int:
+    """Return the number of a block device, by whatever node it was opened; else a unique one."""
+    found = os.fstat(fd)
+    return found.st_rdev if stat.S_ISBLK(found.st_mode) else -1 - fd

@@ -1,0 +1,81 @@
+"""Who is stopped when nobody knows any more what the clients hold."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from paxoslease.daemon.clients import start_time
+from paxoslease.daemon.connection import Connection
+from paxoslease.daemon.inherit import Inheritance, stop_everybody
+
+CLIENT = """
+import socket, sys
+with socket.socket(socket.AF_UNIX) as s:
+    s.connect(sys.argv[1])
+    s.recv(1)
+"""
+
+
+class Rig:
+    """Processes that are connected, by slot."""
+
+    def __init__(self, path: str, stack: ExitStack) -> None:
+        self.stack = stack
+        self.path = path
+        self.listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self.listener.bind(path)
+        self.listener.listen()
+        self.inheritance = Inheritance()
+        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def client(self, number: int) -> dict[str, Any]:
+        """Connect a process; returns the note of a registered client."""
+        process = subprocess.Popen([sys.executable, "-c", CLIENT, self.path])
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        connected, _ = self.listener.accept()
+        self.stack.callback(connected.close)
+        self.processes[number] = process
+        self.inheritance.connections[number] = Connection(number, connected)
+        return {"number": number, "pid": process.pid, "started": start_time(process.pid)}
+
+    def killed(self) -> set[int]:
+        """Return the slots whose processes were stopped."""
+        return {n for n, p in self.processes.items() if p.poll() is not None}
+
+
+@pytest.fixture
+def rig(tmp_path: Any) -> Iterator[Rig]:
+    with ExitStack() as stack:
+        yield Rig(str(tmp_path / "s"), stack)
+
+
+def held_by(*numbers: int, doing: str = "") -> dict[str, Any]:
+    return {"tokens": [[n, 1, False, 0] for n in numbers], "doing": doing, "pid": os.getpid()}
+
+
+def test_only_holders_are_stopped(rig: Rig) -> None:
+    """Neither a process that only asked something, nor a registered one that holds nothing."""
+    holder, idle = rig.client(2), rig.client(3)
+    rig.client(4)
+    assert stop_everybody(rig.inheritance, [holder, idle, held_by(2), {"wanted": ""}])
+    assert rig.killed() == {2}
+
+
+@pytest.mark.parametrize("note", [{}, {"tokens": None}, held_by(2, doing="acquire")])
+def test_what_cannot_be_read_may_be_a_lease_of_any_registered_client(
+    rig: Rig, note: dict[str, Any]
+) -> None:
+    """Then all of these are stopped; who is not registered still holds nothing."""
+    notes = [rig.client(2), rig.client(3)]
+    rig.client(4)
+    assert stop_everybody(rig.inheritance, [*notes, note])
+    assert rig.killed() == {2, 3}
