@@ -115,10 +115,10 @@ def stop_everybody(inheritance: Inheritance, notes: Iterable[Mapping[str, Any]])
         opened.append(_pidfd_of(connection))
         _stop(connection.peer_pid, opened[-1])
     for note in notes:
-        pid, number = note.get("pid"), note.get("number")
+        pid, slot = note.get("pid"), note.get("number")
         if (
-            number in inheritance.connections
-            or number not in holders
+            slot in inheritance.connections
+            or slot not in holders
             or not isinstance(pid, int)
             or pid <= 0
         ):
