@@ -22,7 +22,9 @@ from paxoslease.client import Connection, DaemonError
 from paxoslease.wire import sanlock as wire
 from tests.cli.ill_disk import ill_disk_on
 from tests.compat.wdmd_rig import FIRE_TIMEOUT_S, TEST_INTERVAL_S, Wdmd, started_wdmd
+from tests.daemon.agent import Agent
 from tests.daemon.daemons import Daemon, Kind
+from tests.daemon.restart_rig import await_end
 from tests.system.fake_watchdog import PrivateRun
 from tests.system.rig import MIB, Child
 
@@ -141,21 +143,28 @@ both = pytest.mark.parametrize("kind", ["real", "ours"])
 class Host:
     """A daemon in wdmd's /run, with its helper; a context manager."""
 
-    def __init__(self, kind: Kind, run: PrivateRun, directory: Path, disk: Path) -> None:
+    def __init__(self, kind: Kind, run: PrivateRun, directory: Path, disk: Path | str) -> None:
         self.disk = disk
         options = ("-w", "1")
         self.daemon = Daemon(kind, directory / "host", "host", options, prefix=run.prefix)
         self._helpers = self.daemon.children()
+        self._agents: list[Agent] = []
+
+    def agent(self) -> Agent:
+        """Start a client."""
+        self._agents.append(Agent(str(self.daemon.run_dir)))
+        return self._agents[-1]
 
     def connection(self) -> Connection:
         """Return a connection that is not registered."""
         return Connection(str(self.daemon.run_dir), timeout_s=60)
 
-    def join(self, io_timeout: int) -> None:
-        """Join the lockspace, and say that it is used: it would be left after a crash else."""
+    def join(self, io_timeout: int, *, is_used: bool = True) -> None:
+        """Join the lockspace; is_used: say so, as it would be left after a crash else."""
         with self.connection() as connection:
             connection.add_lockspace(self.space(), io_timeout)
-            connection.set_config(SPACE.encode(), wire.Config.USED)
+            if is_used:
+                connection.set_config(SPACE.encode(), wire.Config.USED)
 
     def leave(self) -> None:
         """Leave it."""
@@ -181,6 +190,8 @@ class Host:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for agent in self._agents:
+            agent.end()
         self.daemon.kill()
         for pid in self._helpers:
             with suppress(ProcessLookupError):
@@ -211,6 +222,31 @@ def test_daemon_that_leaves(rig: Rig, kind: Kind) -> None:
         host.leave()
         rig.wdmd.until(lambda: rig.wdmd.claims() == {}, "the claim is gone")
     assert "close" not in rig.wdmd.device.whats()
+
+
+@pytest.mark.long
+@both
+def test_daemon_whose_storage_is_lost(rig: Rig, kind: Kind) -> None:
+    """The device is closed before the expiry; when the killed client is gone it is petted again.
+
+    Neither does that for a lockspace that was said to be used: then the host is reset.
+    """
+    device = rig.wdmd.device
+    with ill_disk_on(rig.disk) as ill, Host(kind, rig.run, rig.directory, ill.device) as host:
+        host.join(2, is_used=False)
+        agent = host.agent()
+        agent("register")
+        agent("acquire", resources=[[SPACE, "r0", ill.device, MIB, 0]])
+        ill.set("write-error")
+        rig.wdmd.until(lambda: device.count("close") == 1, "the device is closed", 60)
+        closed_s = device.events[-1].at_s
+        _, expire = only_claim(rig)
+        assert expire - TEST_INTERVAL_S <= closed_s < expire
+        assert agent.process.poll() is None
+        assert await_end(agent, 60) == -signal.SIGTERM
+        rig.wdmd.until(lambda: device.whats()[-2:] == ["open", "keepalive"], "it is petted again")
+        rig.wdmd.until(lambda: rig.wdmd.claims() == {}, "the claim is gone")
+    assert not device.has_fired
 
 
 @pytest.mark.long
