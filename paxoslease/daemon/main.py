@@ -213,7 +213,7 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     try:
         connections, watchdogs = inheritance.connections, inheritance.watchdogs
         names = await restore(daemon, notes, connections, watchdogs, handed_over)
-    except (PaxosleaseError, KeyError, ValueError, TypeError) as error:
+    except PaxosleaseError as error:
         return _end_all(error, inheritance, journal_path, options)
     # Not before: a daemon that does not know its lockspaces yet would end, or restart without them.
     _catch_signals(daemon, started)

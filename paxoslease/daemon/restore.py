@@ -17,6 +17,7 @@ import asyncio
 import logging
 import os
 import signal
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -30,7 +31,7 @@ from paxoslease.daemon.spaces import Space, Stage
 from paxoslease.engine.processes import send_signal
 from paxoslease.engine.state import LeaseState, load_lease, load_membership
 from paxoslease.engine.watchdog_base import WatchdogState
-from paxoslease.errors import PaxosleaseError
+from paxoslease.errors import BadState, PaxosleaseError
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ _log = logging.getLogger(__name__)
 Notes: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 _PATIENCE_S: Final = 3.0  # clients are served then, whatever the disks do
+# What a value of another shape than ours ends in; another version may have written it.
+_MALFORMED: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 _PHASES: Final = {
     "": Phase.HELD,
     "acquire": Phase.ACQUIRING,
@@ -66,6 +76,20 @@ async def restore(
 
     Raises BadState, StorageError, WatchdogError: it cannot be known what the clients hold.
     """
+    try:
+        return await _restore(daemon, notes, connections, watchdogs, handed_over)
+    except _MALFORMED as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadState("notes of the predecessor", "value", "what we write", reason) from error
+
+
+async def _restore(
+    daemon: Daemon,
+    notes: Notes,
+    connections: Mapping[int, Connection],
+    watchdogs: Mapping[bytes, WatchdogState],
+    handed_over: Handover | None,
+) -> list[bytes]:
     names: list[bytes] = []
     keeps_unused = handed_over is not None or daemon.options.keep_unused_lockspaces
     by_number: dict[int, Client] = {}
