@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -46,15 +46,40 @@ class Observation(NamedTuple):
     differs: Differs | None = None
 
 
-class Stage:
-    """One play of a script with one kind of daemon; a context manager that ends everything."""
+def restart(daemon: Daemon, limit_s: float = 20.0) -> None:
+    """Let a daemon of ours become its successor, in the same process; not one that is stopped.
 
-    def __init__(self, kind: Kind, directory: Path) -> None:
+    Raises PeerBroken when that has not happened after `limit_s`.
+    """
+    process = Path(f"/proc/{daemon.pid}")
+    if daemon.process.poll() is not None or ") T " in (process / "stat").read_text():
+        return
+    # Where the kernel has put things in this image; another one has them elsewhere.
+    image = (process / "auxv").read_bytes()
+    daemon.process.send_signal(signal.SIGUSR2)
+
+    def is_another() -> bool:
+        return daemon.process.poll() is not None or (process / "auxv").read_bytes() != image
+
+    wait_until(is_another, limit_s, f"the daemon {daemon.name} is another image")
+
+
+class Stage:
+    """One play of a script with one kind of daemon; a context manager that ends everything.
+
+    restarts_every: 0, or before which steps our daemons are restarted, which nobody may notice.
+    """
+
+    def __init__(self, kind: Kind, directory: Path, restarts_every: int = 0) -> None:
         self.kind = kind
+        self._restarts_every = restarts_every
+        self._daemons: list[Daemon] = []
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self.masks = wire.Masks()
         self.masks.add_text(str(directory), "$DIR")
+        if restarts_every:
+            self.masks.forget_last_commands()
         self.notes: list[Observation] = []
         self._stack = ExitStack()
 
@@ -82,8 +107,18 @@ class Stage:
         """Start a daemon; it ends with the stage."""
         daemon = Daemon(self.kind, self.directory / name, name, options, env)
         self._stack.callback(daemon.kill)
+        self._daemons.append(daemon)
         self.masks.add_pid(daemon.pid, f"<{name}>")
         return Host(self, daemon)
+
+    def before_step(self) -> None:
+        """Restart our daemons if it is time to."""
+        every = self._restarts_every
+        if self.kind == "ours" and every and len(self.notes) % every == every - 1:
+            for daemon in self._daemons:
+                # It is put off while a lockspace is joined, left or lost.
+                with suppress(PeerBroken):
+                    restart(daemon, limit_s=3.0)
 
     def enter(self, context: AbstractContextManager[T]) -> T:
         """Enter a context that is left at the end of the stage."""
@@ -157,6 +192,7 @@ class Host:
         differs: Differs | None = None,
     ) -> bytes:
         """Ask on a connection that stays."""
+        self.stage.before_step()
         begin = time.monotonic()
         outcome = line.ask(data, limit_s, probes=probes)
         self._note(step, data, outcome, time.monotonic() - begin, differs)
@@ -201,6 +237,7 @@ class Host:
         self.stage.until(are_there, f"{count} hosts in {space}", limit_s)
 
     def _run(self, step: str, words: Sequence[str], differs: Differs | None) -> str:
+        self.stage.before_step()
         begin = time.monotonic()
         done = subprocess.run(
             [SANLOCK, *words], env=self.daemon.env, capture_output=True, text=True, timeout=110
@@ -283,6 +320,7 @@ class Client:
         differs: Differs | None = None,
     ) -> bytes:
         """Ask on a connection and note the outcome."""
+        self.host.stage.before_step()
         begin = time.monotonic()
         value = self._call("ask", at=at, data=data.hex(), limit_s=limit_s, probes=probes)
         outcome = Outcome(*self._outcome(value))
@@ -333,10 +371,6 @@ class Client:
             return bool(reply) and wire.result(reply) == -3
 
         self.host.stage.until(is_unknown, f"{self.name} is forgotten", limit_s)
-
-    def wait_killed(self, limit_s: float = 20.0) -> None:
-        """Wait until the process has ended, unseen."""
-        self.host.stage.until(lambda: not self.lives(), f"{self.name} ends", limit_s)
 
     def fate(self, step: str, limit_s: float = 20.0) -> None:
         """Note how the process ended, waiting for it."""
@@ -397,6 +431,7 @@ class Python:
 
     def call(self, step: str, function: str, /, **kwargs: Any) -> Any:
         """Call a function of the module and note what it returned or raised."""
+        self._host.stage.before_step()
         with_fd = kwargs.pop("with_fd", None)
         extra = {} if with_fd is None else {"with_fd": with_fd}
         begin = time.monotonic()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import select
 import shutil
-import signal
 import subprocess
 import unittest
 from collections.abc import Iterator
@@ -18,14 +17,12 @@ from typing import Final
 
 import pytest
 
-from tests.compat.peer import wait_until
 from tests.daemon.daemons import Daemon, Kind, require
 from tests.daemon.scripts.common import SPACE, format_resources, format_space
-from tests.daemon.stage import MIB, Stage
+from tests.daemon.stage import MIB, Stage, restart
 
 SOURCE: Final = Path(__file__).with_name("program.c")
 HEADER: Final = Path("/usr/include/sanlock_resource.h")
-RESTARTED: Final = b"\0PAXOSLEASE_HANDOVER="
 
 BEFORE: Final = "join register restrict killpath acquire write read inquire share inquire exclude"
 AFTER: Final = (
@@ -89,13 +86,6 @@ def running(program: Path, daemon: Daemon, path: Path) -> Iterator[Running]:
         process.stdout.close()
 
 
-def _restart(daemon: Daemon) -> None:
-    """Let our daemon become its successor, in the same process."""
-    daemon.process.send_signal(signal.SIGUSR2)
-    environment = Path(f"/proc/{daemon.pid}/environ")
-    wait_until(lambda: RESTARTED in environment.read_bytes(), 20, "the daemon is another image")
-
-
 def _play(kind: Kind, program: Path, directory: Path, *, restarts: bool = False) -> list[str]:
     """Run every step; return what the program said, without the path."""
     require(kind)
@@ -108,7 +98,7 @@ def _play(kind: Kind, program: Path, directory: Path, *, restarts: bool = False)
             said = [process.do(word) for word in BEFORE.split()]
             host.await_hosts(SPACE)
             if restarts:
-                _restart(host.daemon)
+                restart(host.daemon)
             said += [process.do(word) for word in AFTER.split()]
         return [stage.masks.text(line) for line in said]
 

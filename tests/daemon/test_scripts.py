@@ -41,9 +41,18 @@ ACTS: Final[dict[str, Sequence[Script]]] = {
 LONG: Final = (*pair.LONG, *killing.LONG)
 
 
-def play(script: Script, kind: Kind, directory: Path) -> tuple[list[Observation], str]:
+# Not played with restarts, and why.
+NOT_RESTARTED: Final = {
+    membership.joining: "a restart waits for the join, of which the steps want to see the middle",
+    leases.releasing: "in which slots leases lay is not handed over",
+}
+
+
+def play(
+    script: Script, kind: Kind, directory: Path, restarts_every: int
+) -> tuple[list[Observation], str]:
     """Play a script to its end or to its first failure; return what was seen and the failure."""
-    with Stage(kind, directory) as stage:
+    with Stage(kind, directory, restarts_every) as stage:
         try:
             script(stage)
         except Exception as error:
@@ -51,20 +60,23 @@ def play(script: Script, kind: Kind, directory: Path) -> tuple[list[Observation]
         return stage.notes, ""
 
 
-def compared(script: Script, one: Kind, two: Kind, directory: Path) -> str:
+def compared(script: Script, one: Kind, two: Kind, directory: Path, restarts_every: int) -> str:
     """Play a script with two daemons at once and return what differs."""
+    kinds = (one, two)
     with ThreadPoolExecutor(2) as pool:
         plays = [
             # Short: a socket path ends at 106 bytes.
-            pool.submit(play, script, kind, directory / f"{kind[0]}{number}")
-            for number, kind in enumerate((one, two))
+            pool.submit(play, script, kind, directory / f"{kind[0]}{number}", restarts_every)
+            for number, kind in enumerate(kinds)
         ]
         (notes, failure), (others, other_failure) = (play.result() for play in plays)
     found = differences(f"{one}", notes, f"{two}", others)
     return "\n".join(part for part in (failure, other_failure, found) if part)
 
 
-def all_compared(scripts: Sequence[Script], one: Kind, two: Kind, directory: Path) -> str:
+def all_compared(
+    scripts: Sequence[Script], one: Kind, two: Kind, directory: Path, *, restarts_every: int = 0
+) -> str:
     """Play scripts at the same time and return what differs in any of them."""
     for kind in (one, two):
         require(kind)
@@ -72,7 +84,9 @@ def all_compared(scripts: Sequence[Script], one: Kind, two: Kind, directory: Pat
         faults.require_fuse()
     with ThreadPoolExecutor(len(scripts)) as pool:
         plays = {
-            script.__name__: pool.submit(compared, script, one, two, directory / str(number))
+            script.__name__: pool.submit(
+                compared, script, one, two, directory / str(number), restarts_every
+            )
             for number, script in enumerate(scripts)
         }
     found = {name: play.result() for name, play in plays.items()}
@@ -83,6 +97,19 @@ def all_compared(scripts: Sequence[Script], one: Kind, two: Kind, directory: Pat
 def test_ours_answers_as_the_real_one(act: str, tmp_path: Path) -> None:
     """No step shows anything else, except where it is written down why."""
     assert not (found := all_compared(ACTS[act], "real", "ours", tmp_path)), f"\n{found}"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("act", [*ACTS, "guests"])
+def test_a_restart_changes_no_answer(act: str, tmp_path: Path) -> None:
+    """Ours is restarted before every third step, and answers as the real one does without."""
+    if act == "guests":
+        require_libvirt()
+    played = {**ACTS, "guests": guests.SCRIPTS}[act]
+    scripts = [script for script in played if script not in NOT_RESTARTED]
+    found = all_compared(scripts, "real", "ours", tmp_path, restarts_every=3)
+    assert not found, f"\n{found}"
 
 
 @pytest.mark.long

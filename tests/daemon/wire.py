@@ -250,6 +250,16 @@ class Masks:
     def __init__(self) -> None:
         self._texts: list[tuple[str, str]] = []
         self._pids: dict[int, str] = {}
+        self._more_varying: frozenset[str] = frozenset()
+
+    def forget_last_commands(self) -> None:
+        """Show neither last commands nor client names: a restart sets them back."""
+        self._more_varying = frozenset({"cmd_last"})
+
+    def client_name(self, shown: str, pid: str) -> str:
+        """Show the display name of a client."""
+        is_reset = self._more_varying and shown == "''"
+        return repr(pid) if is_reset else shown
 
     def add_text(self, text: str, shown: str) -> None:
         """Show `shown` wherever `text` stands, the longest first."""
@@ -275,7 +285,11 @@ class Masks:
     def item(self, item: str) -> str:
         """Show a `key=value` item of a status text."""
         key, equals, value = item.partition("=")
-        if key.endswith("_ms") or (key in self.varying and value not in ("0", "-1")):
+        if (
+            key.endswith("_ms")
+            or key in self._more_varying
+            or (key in self.varying and value not in ("0", "-1"))
+        ):
             return f"{key}=*"
         return f"{key}{equals}{self.text(value)}"
 
@@ -347,7 +361,10 @@ def states(data: bytes, masks: Masks) -> list[str]:
         at += 80 + size
         number = masks.pid(data32) if kind in (2, 4) else data32
         number64 = time_text(data64) if kind in (5, 6) else data64
-        shown = f"{STATE_TYPES.get(kind, kind)} {name_text(name, masks)} {number} {number64}"
+        told = name_text(name, masks)
+        if kind == 2:
+            told = masks.client_name(told, str(number))
+        shown = f"{STATE_TYPES.get(kind, kind)} {told} {number} {number64}"
         end = "" if text.endswith(b"\0") and text.count(b"\0") == 1 else " badly ended"
         items = text.rstrip(b"\0").decode(errors="backslashreplace").split(" ")
         record = [f"{shown} flags={flags}{end}"]

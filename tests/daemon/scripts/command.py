@@ -104,7 +104,7 @@ def leases(stage: Stage) -> None:
     cli("orphan", "acquire", "-r", f"LS:R3:{path}:3M", "-O", "1", "-p", str(other.pid))
     cli("command", "command", "-r", one, "-c", "/bin/echo", "run", "under", "a", "lease")
     cli("command refused", "command", "-r", f"LS:R3:{path}:3M", "-c", "/bin/echo", "never")
-    stage.until(lambda: b"list=rem" not in host.quietly(request(5)), "R1 is released")
+    stage.until(lambda: b"list=rem" not in host.quietly(request(Cmd.STATUS)), "R1 is released")
     stage.disk("R1 after the command", path, MIB)
 
 

@@ -62,7 +62,9 @@ class IllDisk:
     def _close(self) -> None:
         self.become("good")
         subprocess.run(["fusermount3", "-u", "-z", str(self._where)], check=True)
-        self._process.wait(timeout=10)
+        # It would go on as long as a mount namespace that somebody made meanwhile.
+        self._process.terminate()
+        self._process.wait(timeout=20)
 
 
 def errors(stage: Stage) -> None:
@@ -110,7 +112,10 @@ def errors(stage: Stage) -> None:
         ),
     )
     sizes = wire.SIZES_512_1M
-    host.ask("write resource", request(19, wire.lease(SPACE, "R9", path, 9 * MIB, flags=sizes)))
+    host.ask(
+        "write resource",
+        request(Cmd.WRITE_RESOURCE, wire.lease(SPACE, "R9", path, 9 * MIB, flags=sizes)),
+    )
     space = wire.lockspace("L2", 0, path, 9 * MIB, sizes)
     host.ask("write lockspace", request(Cmd.WRITE_LOCKSPACE, space))
     host.ask("format index", request(Cmd.FORMAT_RINDEX, wire.rindex(SPACE, path, 9 * MIB)))

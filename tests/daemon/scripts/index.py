@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.daemon import areas, wire
 from tests.daemon.scripts.common import SPACE, lease, prepare
 from tests.daemon.stage import MIB, Differs, Host, Stage
-from tests.daemon.wire import rentry, request, rindex
+from tests.daemon.wire import Cmd, rentry, request, rindex
 
 AT = 4 * MIB
 NO_LOCKSPACE, ADD, REMOVE = 0x1, 0x10000, 0x20000
@@ -22,14 +22,17 @@ def index(stage: Stage) -> None:
     def ask(step: str, cmd: int, entry: bytes | None = None, **more: int) -> None:
         host.ask(step, request(cmd, place + (entry or b""), **more))
 
-    look, up, create, delete = 37, 36, 38, 39
+    look, up = Cmd.LOOKUP_RINDEX, Cmd.UPDATE_RINDEX
+    create, delete = Cmd.CREATE_RESOURCE, Cmd.DELETE_RESOURCE
     ask("lookup before the format", look, rentry("a"))
     ask("create before the format", create, rentry("a"))
     for step, flags in {"no flags": 0, "sector alone": 0x100, "impossible": 0x120}.items():
-        host.ask(f"format, {step}", request(35, rindex(SPACE, path, AT, flags=flags)))
-    host.ask("format without a file", request(35, rindex(SPACE, "/nowhere", AT)))
-    host.ask("format, unaligned", request(35, rindex(SPACE, path, AT + 512)))
-    host.ask("format", request(35, rindex(SPACE, path, AT, max_resources=16)))
+        host.ask(
+            f"format, {step}", request(Cmd.FORMAT_RINDEX, rindex(SPACE, path, AT, flags=flags))
+        )
+    host.ask("format without a file", request(Cmd.FORMAT_RINDEX, rindex(SPACE, "/nowhere", AT)))
+    host.ask("format, unaligned", request(Cmd.FORMAT_RINDEX, rindex(SPACE, path, AT + 512)))
+    host.ask("format", request(Cmd.FORMAT_RINDEX, rindex(SPACE, path, AT, max_resources=16)))
     stage.disk("index", path, AT)
     stage.disk("its lease", path, AT + MIB)
     ask("first free", look, rentry())
@@ -58,8 +61,11 @@ def index(stage: Stage) -> None:
     ask("create rc", create, rentry("rc"))
     ask("delete by name and another offset", delete, rentry("rc", AT + 9 * MIB))
     stage.disk("ra deleted", path, AT + 2 * MIB)
-    host.ask("acquire what is deleted", request(21, wire.lease(SPACE, "ra", path, AT + 2 * MIB)))
-    ask("rebuild", 40)
+    host.ask(
+        "acquire what is deleted",
+        request(Cmd.READ_RESOURCE, wire.lease(SPACE, "ra", path, AT + 2 * MIB)),
+    )
+    ask("rebuild", Cmd.REBUILD_RINDEX)
     stage.disk("index rebuilt", path, AT)
     ask("lookup without lockspace", look, rentry("rb"), flags=NO_LOCKSPACE)
     host.ask("another lockspace", request(look, rindex("XX", path, AT) + rentry("rb")))
@@ -79,13 +85,13 @@ def index(stage: Stage) -> None:
     for number in range(8):
         ask(f"create {number}", create, rentry(f"n{number}"))
     _duplicate(host, place)
-    host.ask("ordinary resources are read as well", request(21, lease(path, 1)))
+    host.ask("ordinary resources are read as well", request(Cmd.READ_RESOURCE, lease(path, 1)))
 
 
 def _duplicate(host: Host, place: bytes) -> None:
     host.ask(
         "create rb again",
-        request(38, place + rentry("rb")),
+        request(Cmd.CREATE_RESOURCE, place + rentry("rb")),
         differs=Differs(
             "3.8.5 enters a name twice, and nobody can tell the two apart (12)",
             real=[

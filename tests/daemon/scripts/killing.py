@@ -95,7 +95,9 @@ def by_failure(stage: Stage) -> None:
     space = wire.lockspace("LS", 1, path)
     host.ask("config", request(Cmd.SET_CONFIG, space, data=1))
     host.ask("request", request(Cmd.REQUEST, lease(path, 1, lver=9), data=1))
-    host.ask("lookup", request(37, wire.rindex("LS", path, 8 * MIB) + wire.rentry("a")))
+    host.ask(
+        "lookup", request(Cmd.LOOKUP_RINDEX, wire.rindex("LS", path, 8 * MIB) + wire.rentry("a"))
+    )
     host.ask("inq", request(Cmd.INQ_LOCKSPACE, space))
     host.ask("status while failing", status())
     host.ask("release by pid", release(pid=warned.pid, flags=1))
@@ -167,8 +169,11 @@ def by_request(stage: Stage) -> None:
     host.ask("no disks", request(Cmd.REQUEST, name(1), data=1))
     host.ask("five disks", request(Cmd.REQUEST, wire.resource("LS", "R1", 5)), probes=False)
     host.ask("another lockspace", request(Cmd.REQUEST, wire.lease("XX", "R1", path, MIB), data=1))
-    host.ask("no file", request(11, wire.lease("LS", "R1", "/nowhere", 0, lver=9), data=1))
-    host.ask("no lease there", request(11, wire.lease("LS", "R1", path, 8 * MIB, lver=9), data=1))
+    host.ask("no file", request(Cmd.REQUEST, wire.lease("LS", "R1", "/nowhere", 0, lver=9), data=1))
+    host.ask(
+        "no lease there",
+        request(Cmd.REQUEST, wire.lease("LS", "R1", path, 8 * MIB, lver=9), data=1),
+    )
     host.ask("examine one that is not held", request(Cmd.EXAMINE_RESOURCE, name(6)))
     host.ask("examine one", request(Cmd.EXAMINE_RESOURCE, name(1)))
     clients["forced"].fate("forced")

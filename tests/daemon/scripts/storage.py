@@ -22,7 +22,9 @@ def framing(stage: Stage) -> None:
     host.ask("minor version", request(Cmd.INQ_LOCKSPACE, space, version=0xFFFF))
     host.ask("version 0", request(Cmd.INQ_LOCKSPACE, space, version=0))
     for length in (32, 99999):
-        host.ask(f"length {length} is not believed", request(16, space, length=length))
+        host.ask(
+            f"length {length} is not believed", request(Cmd.INQ_LOCKSPACE, space, length=length)
+        )
     for step, sent in {
         "unknown command 0": request(0),
         "unknown command 41": request(41),
@@ -151,7 +153,9 @@ def formatting(stage: Stage) -> None:
     }
     for step, (where, offset, flags, io_timeout) in spaces.items():
         payload = wire.lockspace("LS", 7, where, offset, flags)
-        host.ask(f"write lockspace, {step}", request(18, payload, data2=io_timeout))
+        host.ask(
+            f"write lockspace, {step}", request(Cmd.WRITE_LOCKSPACE, payload, data2=io_timeout)
+        )
     stage.disk("lockspace 512/1M", path, 0)
     stage.disk("lockspace with the default", path, MIB)
     stage.disk("lockspace with a long io_timeout", path, 2 * MIB)
