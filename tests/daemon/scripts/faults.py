@@ -108,7 +108,7 @@ def errors(stage: Stage) -> None:
         differs=Differs(
             "what the failed ballot may have left is still being cleared away",
             real=["result -211, data2 0, length 32", "then open"],
-            ours=["result -16, data2 0, length 32", "then open"],
+            ours=["result -11, data2 0, length 32", "then open"],
         ),
     )
     sizes = wire.SIZES_512_1M
