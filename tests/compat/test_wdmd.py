@@ -221,6 +221,10 @@ def test_daemon_that_leaves(rig: Rig, kind: Kind) -> None:
         assert claim.expire - claim.renewal in (16, 17)
         host.leave()
         rig.wdmd.until(lambda: rig.wdmd.claims() == {}, "the claim is gone")
+    rig.wdmd.stop()
+    assert rig.wdmd.process.wait(20) == 0
+    rig.wdmd.until(lambda: not rig.wdmd.device.is_open, "the device is closed")
+    assert rig.wdmd.device.whats()[-2:] == ["write V", "disarm"]
     assert "close" not in rig.wdmd.device.whats()
 
 
