@@ -16,7 +16,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -39,7 +39,8 @@ _END_S: Final = 10.0
 class Inheritance:
     """The descriptors of a predecessor: connections by slot, the others by lockspace.
 
-    problem: why what is under way on some connection is not known.
+    problem: why what is under way on some connection is not known. registered: slots of connections
+    that are those of registered clients.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Inheritance:
         self.listeners = listeners or {}
         self.watchdogs = watchdogs or {}
         self.problem: BadState | None = None
+        self.registered = {n for n, one in self.connections.items() if one.slip is not None}
 
     def __bool__(self) -> bool:
         return bool(self.connections or self.listeners or self.watchdogs)
@@ -83,6 +85,7 @@ def from_keeper(kept: Mapping[bytes, list[int]], options: DaemonOptions) -> Inhe
             connection = Connection(int(rest), socket.socket(fileno=descriptors[0]))
             connection.socket.setblocking(False)
             found.connections[connection.number] = connection
+            found.registered.add(connection.number)
             try:
                 connection.take_over(Slip(*descriptors[1:]))
             except BadState as error:
@@ -102,12 +105,12 @@ def stop_everybody(inheritance: Inheritance, notes: Iterable[Mapping[str, Any]])
     """Stop all clients that may hold leases; True when the last of them has ended.
 
     notes: of clients and resources, as far as they can be read. A registered client that holds
-    nothing is left alone only if all resources can be. Waits some seconds.
+    nothing is left alone only if there are any and all can be. Waits some seconds.
     """
     waiting: list[int] = []
     opened: list[int] = []
     notes = list(notes)
-    holders = _holders(notes)
+    holders = _holders(notes, inheritance.registered)
     for number, connection in inheritance.connections.items():
         if number not in holders:
             continue
@@ -135,11 +138,14 @@ def stop_everybody(inheritance: Inheritance, notes: Iterable[Mapping[str, Any]])
     return has_ended
 
 
-def _holders(notes: Iterable[Mapping[str, Any]]) -> set[Any]:
-    """Return the numbers of the clients that may hold leases, or be about to."""
-    registered: set[Any] = set()
+def _holders(notes: Sequence[Mapping[str, Any]], kept: Iterable[int]) -> set[Any]:
+    """Return the slots of the clients that may hold leases, or be about to.
+
+    kept: of registered clients whose connections are there, whatever is noted of them.
+    """
+    registered: set[Any] = set(kept)
     holders: set[Any] = set()
-    is_readable = True
+    is_readable = bool(notes)
     for note in notes:
         if "started" in note:
             registered.add(note.get("number"))

@@ -215,16 +215,21 @@ def read_journal(path: str) -> dict[str, dict[str, Any]] | None:
 
 
 def salvage(path: str) -> list[dict[str, Any]]:
-    """Return what can be read of a journal, right or wrong; for what cannot, an empty note."""
+    """Return what can be read of a journal, right or wrong.
+
+    With an empty note beside it for each line that is not what was written.
+    """
     found: list[dict[str, Any]] = []
     with suppress(OSError), open(path, "rb") as file:
-        for line in file.read(_LINES_READ_MAX).split(b"\n"):
+        for line in file.read(_LINES_READ_MAX).split(b"\n")[:-1]:
             try:
-                value = json.loads(line[9:]) if line else None
+                _text_of(line)
             except ValueError:
-                value = {}
-            if isinstance(value, dict):
-                found.append(value)
+                found.append({})
+            with suppress(ValueError):
+                value = json.loads(line[9:])
+                if isinstance(value, dict):
+                    found.append(value)
     return found
 
 

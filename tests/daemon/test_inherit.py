@@ -15,6 +15,7 @@ import pytest
 from paxoslease.daemon.clients import start_time
 from paxoslease.daemon.connection import Connection
 from paxoslease.daemon.inherit import Inheritance, stop_everybody
+from paxoslease.daemon.journal import Journal, salvage
 
 CLIENT = """
 import socket, sys
@@ -83,3 +84,27 @@ def test_what_cannot_be_read_may_be_a_lease_of_any_registered_client(
     rig.client(4)
     assert stop_everybody(rig.inheritance, [*notes, note])
     rig.check_killed(2, 3)
+
+
+def test_without_any_notes_all_that_was_kept_is_stopped(rig: Rig) -> None:
+    """A journal that is lost says of nobody that he holds nothing."""
+    rig.client(2)
+    rig.client(3)
+    rig.inheritance.registered = {2, 3}
+    rig.client(4)
+    assert stop_everybody(rig.inheritance, [])
+    rig.check_killed(2, 3)
+
+
+def test_damaged_line_is_not_believed(tmp_path: Any) -> None:
+    """A line that was changed is told apart from one that was written, even if it makes sense."""
+    path = str(tmp_path / "journal")
+    journal = Journal(path, {"c2": {"number": 2, "pid": 1, "started": 5}})
+    journal.begin()
+    assert {} not in salvage(path)
+    with open(path, "r+b") as file:
+        data = file.read().replace(b'"number":2', b'"number":3')
+        file.seek(0)
+        file.write(data)
+    assert {} in salvage(path)
+    journal.close()
