@@ -11,7 +11,6 @@ import pytest
 
 from tests.daemon.compare import differences
 from tests.daemon.daemons import Kind, require
-from tests.daemon.libvirt import require_libvirt
 from tests.daemon.scripts import (
     command,
     damage,
@@ -26,6 +25,7 @@ from tests.daemon.scripts import (
     storage,
 )
 from tests.daemon.stage import Observation, Stage
+from tests.guests.machine import require_libvirt
 
 pytestmark = pytest.mark.peer
 
@@ -105,7 +105,7 @@ def test_ours_answers_as_the_real_one(act: str, tmp_path: Path) -> None:
 def test_a_restart_changes_no_answer(act: str, tmp_path: Path) -> None:
     """Ours is restarted before every third step, and answers as the real one does without."""
     if act == "guests":
-        require_libvirt()
+        require_libvirt("sanlock")
     played = {**ACTS, "guests": guests.SCRIPTS}[act]
     scripts = [script for script in played if script not in NOT_RESTARTED]
     found = all_compared(scripts, "real", "ours", tmp_path, restarts_every=3)
@@ -122,7 +122,7 @@ def test_ours_waits_as_the_real_one(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_guests_run_as_over_the_real_one(tmp_path: Path) -> None:
     """libvirt starts, refuses and stops guests with ours as it does with the real daemon."""
-    require_libvirt()
+    require_libvirt("sanlock")
     assert not (found := all_compared(guests.SCRIPTS, "real", "ours", tmp_path)), f"\n{found}"
 
 
@@ -132,6 +132,6 @@ def test_guests_run_as_over_the_real_one(tmp_path: Path) -> None:
 def test_the_real_one_answers_as_itself(act: str, tmp_path: Path) -> None:
     """Nothing that varies from run to run is compared."""
     if act == "guests":
-        require_libvirt()
+        require_libvirt("sanlock")
     scripts = {**ACTS, "long": LONG, "guests": guests.SCRIPTS}[act]
     assert not (found := all_compared(scripts, "real", "real", tmp_path)), f"\n{found}"

@@ -7,10 +7,12 @@ import os
 import signal
 
 from tests.daemon import wire
-from tests.daemon.libvirt import Libvirt, disk_xml, lease_xml
 from tests.daemon.scripts.common import SPACE, prepare
 from tests.daemon.stage import MIB, Stage
 from tests.daemon.wire import Cmd, acquire, request
+from tests.guests.hosts import SANLOCK_CONF
+from tests.guests.libvirt import Libvirt, disk_xml, lease_xml
+from tests.guests.machine import Machine
 
 DISKS = "__LIBVIRT__DISKS__"
 
@@ -19,19 +21,24 @@ def guests(stage: Stage) -> None:
     """Start, refuse, suspend, resume, kill and end guests; see their leases each time."""
     host = stage.host("one")
     path = prepare(stage, host, 2)
-    libvirt = stage.enter(Libvirt(stage.directory / "lv", host.daemon.env))
+    leases = stage.directory / "auto"
+    leases.mkdir()
+    options = SANLOCK_CONF.format(leases=leases, number=1)
+    machine = stage.enter(Machine(stage.directory / "lv", "one"))
+    libvirt = stage.enter(Libvirt(machine, "sanlock", options, host.daemon.env))
     disk = stage.file("disk", 1)
     digest = hashlib.md5(os.fsencode(disk)).hexdigest()
     stage.masks.add_text(digest, "<digest>")
 
     def virsh(step: str, *words: str) -> bool:
-        said = libvirt.virsh(*words)
-        stage.see(step, [f"exit {said.status}", *said.text.splitlines()])
-        return said.status == 0
+        done = libvirt.virsh(*words)
+        said = (done.stdout + done.stderr).strip()
+        stage.see(step, [f"exit {done.returncode}", *said.splitlines()])
+        return done.returncode == 0
 
     explicit = lease_xml(SPACE, "R1", path, MIB)
-    libvirt.define("alpha", explicit + disk_xml(disk))
-    libvirt.define("beta", explicit)
+    libvirt.done("define", libvirt.domain("alpha", explicit + disk_xml(disk)))
+    libvirt.done("define", libvirt.domain("beta", explicit, share_rw=False))
     host.cli("the lockspace of the disks", "gets")
     if not virsh("alpha starts", "start", "alpha"):
         return
@@ -53,7 +60,7 @@ def guests(stage: Stage) -> None:
 
     stage.until(is_free, "alpha's leases are released")
     holder = host.client("holder")
-    wanted = wire.lease(DISKS, digest, libvirt.leases / digest, 0)
+    wanted = wire.lease(DISKS, digest, leases / digest, 0)
     holder.ask("somebody takes the disk's lease", acquire(wanted))
     virsh("alpha cannot have its disk", "start", "alpha")
     holder.kill()
@@ -67,7 +74,7 @@ def guests(stage: Stage) -> None:
     host.ask("its lockspace goes", request(Cmd.REM_LOCKSPACE, wire.lockspace(SPACE, 1, path)))
 
     def is_off() -> bool:
-        return libvirt.virsh("domstate", "beta").text == "shut off"
+        return libvirt.done("domstate", "beta") == "shut off"
 
     stage.until(is_off, "beta was killed")
     virsh("beta has no lockspace", "start", "beta")
