@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import pytest
 
-from paxoslease.client import Connection
+from paxoslease.client import Connection, DaemonError
 from paxoslease.wire.sanlock import Config, Disk, Lockspace, Resource
+from tests.compat.peer import wait_until
 from tests.compat.witness import Witness
 from tests.daemon.daemons import REPOSITORY, Daemon
 
@@ -103,9 +104,10 @@ class Load:
     def crash(self) -> int:
         """Kill one daemon and start it again at once; sometimes it is killed while it starts.
 
-        Returns how many were killed.
+        In time: after a renewal, it has 8 io_timeouts in all. Returns how many were killed.
         """
         daemon = self.random.choice(self.daemons)
+        self._await_renewal(daemon)
         time.sleep(self.random.uniform(0.0, 0.6))
         _kill(daemon)
         others = self.random.choice((0, 0, 0, 1, 2))
@@ -118,11 +120,26 @@ class Load:
                     stderr=log,
                     start_new_session=True,
                 )
-            time.sleep(self.random.uniform(0.0, 0.8))
+            time.sleep(self.random.uniform(0.0, 0.6))
             half_started.kill()
             half_started.wait()
         daemon.start_again()
         return 1 + others
+
+    def _await_renewal(self, daemon: Daemon) -> None:
+        """Wait until a daemon has renewed within the last 3 s, however late it was started."""
+        with Connection(str(daemon.run_dir), timeout_s=20) as connection:
+            number = self.daemons.index(daemon) + 1
+
+            def is_fresh() -> bool:
+                try:
+                    found = connection.get_hosts(SPACE, number)
+                except DaemonError:  # it has not looked yet
+                    return False
+                now_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+                return bool(found) and now_s - found[0].timestamp < 3
+
+            wait_until(is_fresh, 20, "the daemon has renewed")
 
     def ended(self) -> list[str]:
         """Return what has gone wrong so far: daemons and clients that have ended."""
