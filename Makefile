@@ -1,6 +1,6 @@
 # make demo        two hosts, one lease, a take-over
 # make test        the test suite
-# make check-long  what takes longer: exhaustive worlds, many seeds, sanitizers
+# make check-long  what takes longer: exhaustive worlds, many seeds, sanitizers, fuzzing
 # make lint        style, types, imports, generated files
 # make bench       figures, next to the raw device and the real sanlock
 
@@ -40,6 +40,7 @@ test: build
 check-long: build
 	$(BIN)/pytest -q -m long --timeout 7200 -n 2 --dist worksteal
 	$(BIN)/python tools/check_c.py
+	$(BIN)/python tools/fuzz.py --minutes 60
 
 bench: build
 	$(BIN)/python -m bench
