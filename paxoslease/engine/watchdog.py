@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 WDMD_SOCKET: Final = "/run/wdmd/wdmd.sock"
 _REPLY_S: Final = 2.0
+_LATE_US: Final = SECOND_US  # how late a test of wdmd may come
 
 _WDMD_MESSAGE: Final = struct.Struct("=IIIIIIQQQ128s")
 _REGISTER, _REFCOUNT_SET, _REFCOUNT_CLEAR, _TEST_LIVE, _STATUS, _OPEN_WATCHDOG = 1, 2, 3, 4, 5, 7
@@ -148,13 +149,14 @@ class WdmdWatchdog(Watchdog):
             self._registered = True
             self._socket.setblocking(False)
         # wdmd compares with CLOCK_MONOTONIC, which stands still during suspend. Reading it first
-        # and rounding the expiry down is on the safe side.
+        # and rounding the expiry down is on the safe side. It tests in whole seconds and just often
+        # enough: a test that comes a moment late closes the device a moment after the expiry.
         monotonic_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         skew_us = -((monotonic_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) // 1000)
         self._send(
             _TEST_LIVE,
             max(1, (renewed_us - skew_us) // SECOND_US),
-            max(1, (expire_us - skew_us) // SECOND_US),
+            max(1, (expire_us - _LATE_US - skew_us) // SECOND_US),
         )
 
     def disarm(self) -> None:

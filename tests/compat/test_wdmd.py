@@ -32,6 +32,10 @@ pytestmark = pytest.mark.peer
 
 SPACE = "space"
 WD_ERROR = -203
+# wdmd compares whole seconds every 10 s. A client passes a test at 10.001 s before its expiry, and
+# the next one comes 10 s later and a few ms: that is after the expiry that the real sanlock names,
+# and before that of ours, who names one that is a second earlier.
+LATE_S = 1
 
 
 class Rig(NamedTuple):
@@ -88,8 +92,9 @@ def test_engine(rig: Rig) -> None:
         child.hear("joined", 40)
         claim = rig.wdmd.claims()[f"sanlock_{SPACE}:1"]
         assert (claim.pid, claim.is_dead, claim.refcount) == (child.pid, False, 1)
-        # Both are rounded down to seconds of another clock, which may part them by one.
-        assert claim.expire - claim.renewal in (16, 17)
+        # A second less than 8 io_timeouts, for a wdmd that is late. Both are rounded down to
+        # seconds of another clock, which may part them by one.
+        assert claim.expire - claim.renewal in (15, 16)
         rig.wdmd.until(lambda: only_claim(rig)[0] > claim.renewal, "it was told of a renewal")
         rig.wdmd.stop()
         # It looks for signals before it looks for requests: this one is answered after that one.
@@ -121,11 +126,11 @@ def test_engine_whose_storage_is_lost(rig: Rig) -> None:
         _, expire = only_claim(rig)
         closed_s = device.events[-1].at_s
         assert device.whats()[-1] == "close"
-        assert expire - TEST_INTERVAL_S <= closed_s < expire
+        assert expire - TEST_INTERVAL_S <= closed_s < expire + LATE_S
         child.hear("lost")
         fires_s = device.fires_s
         assert fires_s is not None
-        assert fires_s <= expire + FIRE_TIMEOUT_S
+        assert fires_s < expire + LATE_S + FIRE_TIMEOUT_S
         tests = rig.wdmd.log().count("test failed")
         rig.wdmd.until(lambda: rig.wdmd.log().count("test failed") > tests + 2, "it still fails")
         assert device.fires_s == fires_s
@@ -218,7 +223,7 @@ def test_daemon_that_leaves(rig: Rig, kind: Kind) -> None:
         host.join(2)
         claim = rig.wdmd.claims()[f"sanlock_{SPACE}:1"]
         assert (claim.pid, claim.is_dead, claim.refcount) == (host.daemon.pid, False, 1)
-        assert claim.expire - claim.renewal in (16, 17)
+        assert claim.expire - claim.renewal in ((16,) if kind == "real" else (15, 16))
         host.leave()
         rig.wdmd.until(lambda: rig.wdmd.claims() == {}, "the claim is gone")
     rig.wdmd.stop()
@@ -245,7 +250,7 @@ def test_daemon_whose_storage_is_lost(rig: Rig, kind: Kind) -> None:
         rig.wdmd.until(lambda: device.count("close") == 1, "the device is closed", 60)
         closed_s = device.events[-1].at_s
         _, expire = only_claim(rig)
-        assert expire - TEST_INTERVAL_S <= closed_s < expire
+        assert expire - TEST_INTERVAL_S <= closed_s < expire + LATE_S
         assert agent.process.poll() is None
         assert await_end(agent, 60) == -signal.SIGTERM
         rig.wdmd.until(lambda: device.whats()[-2:] == ["open", "keepalive"], "it is petted again")
@@ -308,7 +313,7 @@ def test_daemon_that_is_killed(rig: Rig, kind: Kind) -> None:
         rig.wdmd.until(lambda: device.count("close") == 1, "the device is closed", 60)
         expire = max(expire, only_claim(rig)[1])
         closed_s = device.events[-1].at_s
-        assert expire - TEST_INTERVAL_S <= closed_s < expire
+        assert expire - TEST_INTERVAL_S <= closed_s < expire + LATE_S
         rig.wdmd.until(
             lambda: next(iter(rig.wdmd.claims().values())).is_dead, "the claim is nobody's", 60
         )

@@ -269,8 +269,8 @@ def test_wdmd_is_spoken_to_as_sanlock_does(wdmd: FakeWdmd) -> None:
     assert commands == [5, 1, 2, 4, 4, 4, 3]
     assert all(message[1] == name for message in wdmd.messages)
     first, second, last = wdmd.messages[3:6]
-    # CLOCK_BOOTTIME is never behind CLOCK_MONOTONIC, and seconds are rounded down.
-    assert first[3] <= 85
+    # CLOCK_BOOTTIME is never behind CLOCK_MONOTONIC, seconds are rounded down, wdmd may be late.
+    assert first[3] <= 84
     assert second[3] - first[3] in (19, 20)
     assert last[2:] == (0, 0)
 
