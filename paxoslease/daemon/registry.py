@@ -407,10 +407,10 @@ class Registry:
             else:
                 self.abandoned(entry)
 
-    def abandoned(self, entry: Entry) -> None:
+    def abandoned(self, entry: Entry) -> asyncio.Task[None]:
         """Release in the background what nobody holds any more, and nobody can have from now on."""
         entry.phase = Phase.RELEASING
-        self.in_background(self._release_entry(entry))
+        return self.in_background(self._release_entry(entry))
 
     def space_died(self, space: Space) -> None:
         """Forget the orphans of a lockspace that has failed or is being removed, unless they count.
@@ -434,8 +434,8 @@ class Registry:
             self.abandoned(entry)
         return len(found)
 
-    def in_background(self, work: Any) -> None:
-        """Run something whose end nobody waits for; what fails is logged."""
+    def in_background(self, work: Any) -> asyncio.Task[None]:
+        """Run something whose end nobody has to wait for; what fails is logged."""
 
         async def run() -> None:
             try:
@@ -446,6 +446,7 @@ class Registry:
         task = asyncio.ensure_future(run())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     # -- converting ------------------------------------------------------------------------------
 

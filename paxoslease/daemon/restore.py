@@ -265,21 +265,28 @@ async def _go_on(
         _end_clients(daemon, space, ended)
         return
     _log.warning("s%d continued, host_id %d", space.number, space.wanted.host_id)
-    _end_clients(daemon, space, ended)
-    await asyncio.gather(*(_settle(daemon, entry, what, lease) for entry, what, lease in unknown))
+    released = _end_clients(daemon, space, ended)
+    settled = (_settle(daemon, entry, what, lease) for entry, what, lease in unknown)
+    # Who asked for such a release is told that it is done.
+    await asyncio.gather(*settled, *released)
     if not keeps_unused and not _is_used(daemon, space):
         daemon.spaces.leave(space)
         await space.ended.wait()
 
 
-def _end_clients(daemon: Daemon, space: Space, ended: Sequence[Client]) -> None:
-    """Release what ended clients held, now that it is known whether anything may be written."""
-    for entry in daemon.registry.of_space(space):
-        # Its last holder had given it up, but its release had not begun.
-        if entry.phase is Phase.RELEASING and entry.holding is not None:
-            daemon.registry.abandoned(entry)
+def _end_clients(daemon: Daemon, space: Space, ended: Sequence[Client]) -> list[asyncio.Task[None]]:
+    """Release what ended clients held, now that it is known whether anything may be written.
+
+    Returns the releases of what had been given up before, but had not begun to be released.
+    """
+    released = [
+        daemon.registry.abandoned(entry)
+        for entry in daemon.registry.of_space(space)
+        if entry.phase is Phase.RELEASING and entry.holding is not None
+    ]
     for client in ended:
         daemon.registry.client_ended(client, space)
+    return released
 
 
 def _is_used(daemon: Daemon, space: Space) -> bool:
@@ -328,7 +335,7 @@ async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | N
     entry.phase = Phase.HELD
     daemon.journal.entry_changed(entry)
     if not entry.tokens:
-        daemon.registry.abandoned(entry)
+        await daemon.registry.abandoned(entry)
 
 
 def _is_known(daemon: Daemon, value: Mapping[str, Any]) -> bool:
