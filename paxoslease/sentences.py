@@ -53,6 +53,13 @@ SENTENCES: Final = {
     "background_failed": "what was to be done later failed with {0}: {1}",
     "journal_failed": "{0} cannot be written: {1}; a crash would lose the leases",
     "journal_damaged": "{0} cannot be used: {1}",
+    "keeper_silent": "what the earlier daemon of {0} left cannot be had: {1}",
+    "not_kept": "a descriptor is not kept by the helper ({0}): a crash will close it",
+    "no_slip": "no note is taken of what process {0} asks ({1}): a crash will end its connection",
+    "watchdog_given_up": "the claim of lockspace {0} on the watchdog is ended: nobody uses it",
+    "watchdog_not_disarmed": "the claim of lockspace {0} on the watchdog could not be ended ({1}): "
+    "it will reset this host",
+    "manager_not_told": "the service manager at {0} cannot be told: {1}",
     "runner_broken": "internal error: thread {0} has ended",
     "on_event_failed": "internal error when lockspace {0} told of {1}",
     "recovery_failed": "the users of lockspace {0} could not be stopped: {1}",

@@ -237,7 +237,10 @@ def _be_helper(channel: socket.socket, mask: Iterable[int], directory: str | Non
         os.closerange(channel.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         store = keeper.Store(directory or "")
         if directory is not None:
-            store.open()
+            try:
+                store.open()
+            except OSError as error:  # it is a helper all the same, but no crash is outlived
+                os.write(2, f"sanlock helper: no socket in {directory}: {error}\n".encode())
         successor: socket.socket | None = channel
         while successor is not None:
             _serve(successor, store)

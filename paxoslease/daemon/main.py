@@ -178,9 +178,10 @@ def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handove
     directory = RunDirectory(path, identity.uid, identity.gid)
     directory.take_over(kept["lock"])
     listener = socket.socket(fileno=kept["listener"])
-    helper = None
     if "helper" in kept:
         helper = Helper(handed_over.helper_pid, socket.socket(fileno=kept["helper"]))
+    else:
+        helper = start_helper(path)  # without root's rights; but it keeps what must be kept
     return Started(directory, listener, helper, identity, log, handed_over, {})
 
 

@@ -303,8 +303,12 @@ class Daemon:
 
     def registered(self, client: Client, connection: Connection) -> None:
         """Note a client so that a successor finds it, its connection and what is under way."""
-        slip = new_slip()
-        connection.use_slip(slip)
+        try:
+            connection.use_slip(new_slip())
+        except OSError as error:  # too much is open; it is served all the same
+            _log.error(
+                "no_slip pid=%d error=%s: a crash will end its connection", client.pid, error
+            )
         self.journal.client_changed(client)
         self.keep_connection(connection)
 

@@ -508,6 +508,20 @@ def test_without_its_keeper_a_client_keeps_its_leases(host: RestartedHost) -> No
     other.end()
 
 
+def test_lost_keeper_is_replaced_by_a_restart(host: RestartedHost) -> None:
+    """A daemon whose helper has died has another one after it was executed anew."""
+    agent = host.agent()
+    agent("acquire", resources=[host.resource(7)])
+    before = agent("held")
+    host.kill_helper()
+    host.until(lambda: host.log_has("the helper process"), "the loss is known")
+    host.exec()
+    host.crash()
+    host.start()
+    assert agent("held") == before
+    agent.end()
+
+
 def _acquires(agent: Agent, resource: list[object]) -> bool:
     try:
         agent("acquire", resources=[resource])

@@ -1,0 +1,126 @@
+"""The keeper: what the daemon tells it, and what it makes of that."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paxoslease.daemon import keeper
+from paxoslease.daemon.helper import Helper
+from paxoslease.daemon.keeper import Keeper, Store
+from paxoslease.daemon.manager import tell_manager
+
+
+class Pair:
+    """A daemon's side and a helper's side; the test moves the messages."""
+
+    def __init__(self) -> None:
+        ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel = ours
+        self.keeper = Keeper(Helper(-1, ours))
+        self.store = Store("")
+        self.theirs.setblocking(False)
+
+    def deliver(self) -> int:
+        """Give the store what has come; returns how many messages that were."""
+        count = 0
+        while True:
+            try:
+                message, descriptors = keeper.receive(self.theirs)
+            except BlockingIOError:
+                return count
+            assert self.store.take(message, descriptors) == 0
+            count += 1
+
+    def close(self) -> None:
+        """Close everything."""
+        self.store.take(keeper._pack(keeper.SWEEP), [])
+        self.store.take(keeper._pack(keeper.SWEEP, number=1), [])
+        self.theirs.close()
+        self.channel.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+def _name(fd: int) -> str:
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def test_full_channel_blocks_nobody(pair: Pair, tmp_path: Path) -> None:
+    """What the channel does not take is told later, of each key the last."""
+    first, last = tmp_path / "first", tmp_path / "last"
+    first.touch()
+    last.touch()
+
+    async def run() -> None:
+        with first.open() as one, last.open() as other:
+            for number in range(2000):
+                pair.keeper.keep(b"c%d" % number, one.fileno())
+            for number in range(0, 2000, 2):
+                pair.keeper.keep(b"c%d" % number, other.fileno())
+            for number in range(1, 2000, 4):
+                pair.keeper.drop(b"c%d" % number)
+            assert pair.keeper._changes
+            while pair.keeper._changes or pair.deliver():
+                pair.deliver()
+                await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+    kept = pair.store._kept
+    assert set(kept) == {b"c%d" % n for n in range(2000) if n % 4 != 1}
+    assert {_name(kept[b"c%d" % n][0]) for n in range(0, 2000, 2)} == {str(last)}
+    assert {_name(kept[b"c%d" % n][0]) for n in range(3, 2000, 4)} == {str(first)}
+
+
+def test_sweep_drops_what_is_not_kept_anew(pair: Pair, tmp_path: Path) -> None:
+    """After a restart the daemon tells what there is, and the rest is given up."""
+    path = tmp_path / "file"
+    path.touch()
+
+    async def run() -> None:
+        with path.open() as file:
+            for key in (b"c1", b"c2", b"wspace"):
+                pair.keeper.keep(key, file.fileno())
+            pair.keeper.expire(b"space", 5)
+            pair.keeper.expire(b"other", 6)
+            pair.deliver()
+            pair.keeper.begin_sweep()
+            pair.keeper.keep(b"c2", file.fileno())
+            pair.keeper.expire(b"space", 7)
+            pair.deliver()
+            assert set(pair.store._kept) == {b"c1", b"c2", b"wspace"}
+            pair.keeper.end_sweep()
+            pair.deliver()
+
+    asyncio.run(run())
+    assert set(pair.store._kept) == {b"c2"}
+    assert pair.store._expiries == {b"space": 7}
+
+
+def test_descriptors_that_did_not_come_are_told(pair: Pair) -> None:
+    """A message whose descriptors were lost on the way (too many are open) keeps nothing."""
+    message = keeper._pack(keeper.KEEP, b"c1", number=2)
+    reader, writer = os.pipe()
+    os.close(writer)
+    assert pair.store.take(message, [reader]) != 0
+    assert not pair.store._kept
+
+
+def test_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager that waits for it hears that the daemon is up, and its pid."""
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        tell_manager("READY=1")
+        assert manager.recv(100) == b"READY=1\nMAINPID=%d" % os.getpid()
