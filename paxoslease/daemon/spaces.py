@@ -30,7 +30,7 @@ from paxoslease.engine.operation import now_us
 from paxoslease.engine.state import MembershipState
 from paxoslease.engine.watchdog import open_watchdog
 from paxoslease.engine.watchdog_base import Watchdog, WatchdogState
-from paxoslease.errors import PaxosleaseError, StorageError
+from paxoslease.errors import LockspacePresent, PaxosleaseError, StorageError
 from paxoslease.protocol.membership import Failed, Joined, Marked, Renewed
 from paxoslease.timing import SECOND_US, Timing, check_timing
 from paxoslease.wire import sanlock as wire
@@ -231,8 +231,11 @@ class Spaces:
             await asyncio.wait([earlier])
         try:
             await in_thread(membership.start_join)
-        except BaseException:
+        except BaseException as error:
             membership.abandon_join()
+            if isinstance(error, LockspacePresent):
+                # It has failed and was left, and a write of it still waits for the disk.
+                raise Refusal(errno.EAGAIN) from error
             raise
         self.keep(space)
         joining = asyncio.ensure_future(in_thread(membership.await_join, None))
