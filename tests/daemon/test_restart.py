@@ -32,7 +32,7 @@ from paxoslease.wire.sanlock import (
     RestrictFlag,
 )
 from tests.compat.peer import Resource, SanlockClient
-from tests.conftest import frozen, loop_device, run
+from tests.conftest import frozen, run
 from tests.daemon import daemons
 from tests.daemon.agent import Agent, Refused
 from tests.daemon.restart_rig import MIB, SPACE, RestartedHost, await_end
@@ -340,7 +340,8 @@ def slow_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartedHos
     with backing.open("wb") as file:
         file.truncate(64 * MIB)
     mounted.mkdir()
-    with loop_device(backing, 512) as device:
+    device = run("losetup", "--find", "--show", "--sector-size", "512", str(backing))
+    try:
         run("mkfs.ext4", "-q", device)
         run("mount", device, str(mounted))
         try:
@@ -351,6 +352,9 @@ def slow_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartedHos
                 made.leave()
         finally:
             run("umount", str(mounted))
+    finally:
+        # It goes when nobody has it any more: other tests' private namespaces may, for a while.
+        run("losetup", "--detach", device)
 
 
 class Noted:
