@@ -52,6 +52,19 @@ class Bench:
         place = f"{SPACE}:{self.host.number}:{self.disk.path}:0"
         self.host.sanlock("add_lockspace", "-s", place, "-o", str(IO_TIMEOUT_S), limit_s=120)
 
+    def repair(self) -> None:
+        """Let the disk be well and join again, when what hung has ended."""
+        self.disk.become("good")
+        wait_until(lambda: not self.joined(), LIMIT_S, "the lockspace is let go")
+        wait_until(self._can_join, 2 * LIMIT_S, "it is joined again")
+
+    def _can_join(self) -> bool:
+        try:
+            self.join()
+        except AssertionError:
+            return False
+        return True
+
     def joined(self) -> bool:
         """Tell whether the daemon has the lockspace."""
         return f"s {SPACE}:" in self.host.sanlock("status")
@@ -104,10 +117,8 @@ def test_pause(tmp_path: Path, image: Path, kind: Kind, fault: str) -> None:
             wait_until(lambda: not bench.leased(), LIMIT_S, "its lease is let go")
             assert time.monotonic() - failed_s < IN_TIME_S
             assert bench.host.held(image) == "no"
-            wait_until(lambda: not bench.joined(), LIMIT_S, "the lockspace is let go")
             assert "Failed to acquire lock" in bench.libvirt.refused("resume", "demo")
-            bench.disk.become("good")
-            bench.join()
+            bench.repair()
             assert not is_gone(qemu)
             bench.libvirt.done("resume", "demo")
             assert bench.leased()
@@ -141,11 +152,9 @@ def test_poweroff(
         finally:
             os.close(qemu)
         wait_until(lambda: bench.state() == f"shut off ({reason})", LIMIT_S, "libvirt knows why")
-        wait_until(lambda: not bench.joined(), LIMIT_S, "the lockspace is let go")
-        assert bench.host.held(image) == "no"
+        bench.host.await_held(image, "no")
         assert "Failed to acquire lock" in bench.libvirt.refused("start", "demo")
-        bench.disk.become("good")
-        bench.join()
+        bench.repair()
         bench.libvirt.done("start", "demo")
         assert bench.leased()
 

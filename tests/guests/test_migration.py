@@ -148,7 +148,8 @@ def test_an_aborted_migration_leaves_the_lock_where_it_was(road: Road, image: Pa
     here, there = road.one, road.two
     with migrating(road, image) as moving:
         here.libvirt.done("domjobabort", "demo")
-        assert "canceled by client" in end_of(moving)
+        # "canceled by client", or that the other end of the socket is gone.
+        assert "migration out" in end_of(moving)
     assert (here.libvirt.states(), there.libvirt.states()) == ({"demo": "running"}, {})
     assert (here.held(image), there.held(image)) == ("exclusive", "no")
     here.libvirt.done(*road.words("live", there))
