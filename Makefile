@@ -34,8 +34,9 @@ $(VENV)/.built: $(VENV)/.installed $(wildcard csrc/*)
 demo: build
 	@$(BIN)/paxoslease demo
 
+# Most tests wait for time-outs of the real engine and of real peers most of their time.
 test: build
-	$(BIN)/pytest -q -n 2 --dist worksteal
+	$(BIN)/pytest -q -n 4 --dist worksteal
 
 check-long: build
 	$(BIN)/pytest -q -m long --timeout 7200 -n 2 --dist worksteal

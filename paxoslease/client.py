@@ -270,9 +270,13 @@ class Connection(StorageClient):
 
     @property
     def protocol(self) -> int:
-        """Return the version of the protocol that the daemon speaks: BATCH_VERSION is ours."""
+        """Return the version of the protocol that the daemon speaks: BATCH_VERSION is ours.
+
+        Asked on the registered connection, if there is one: it outlives a crash of the daemon.
+        """
         if self._protocol is None:
-            with self._alone(Command.VERSION) as channel:
+            pid = SELF if self._own is not None else 0
+            with self._for(Command.VERSION, pid) as channel:
                 self._protocol = channel.ask(version=wire.BATCH_VERSION).version
         return self._protocol
 

@@ -101,15 +101,18 @@ NOTHING_ADVERTISED = Advertised()
 def open_lockspace(path: str, offset: int, name: bytes, timing: Timing) -> Protocol[Lockspace]:
     """Find out the sizes of the lockspace at a place.
 
-    They are in the record of host 1. Only they are taken from it, so that damage to that record
-    keeps no other host out; whether the lockspace is the one named shows in the own record.
+    They are in the record of host 1. If that record is damaged they are taken from it all the same,
+    so that no other host is kept out; whether the lockspace is the one named shows in the own
+    record then.
 
-    Raises BadRecord (not a lockspace, impossible sizes), DiskTimeout, DiskError.
+    Raises BadRecord (not a lockspace, another name, impossible sizes), DiskTimeout, DiskError.
     """
     data = yield Read(path, offset, PROBE_BYTES, timing.io_us)
     leader = unpack_leader(data)
     where = Where(path, offset)
     check_delta_version(leader, where)
+    if leader == leader.sealed():
+        parse_delta(data, where, name)
     sizes = leader.sizes
     if sizes is None:
         found = f"{leader.sector_size} with flags {leader.flags:#x}"

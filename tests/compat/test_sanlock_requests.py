@@ -163,7 +163,14 @@ _PIECES = st.sampled_from(
         *("x" * 48, "x" * 49, "p" * 1020, "99999999999999999999"),
     )
 )
-STRINGS = st.lists(_PIECES, max_size=14).map("".join)
+
+
+def _is_short(text: str) -> bool:
+    """Tell whether no path is longer than the original has room for: then it sends rubbish."""
+    return all(len(part) < 1024 for part in text.replace("\\:", "..").split(":"))
+
+
+STRINGS = st.lists(_PIECES, max_size=14).map("".join).filter(_is_short)
 FEW = settings(
     max_examples=40,
     deadline=None,
