@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paxoslease.disk.layout import SIZES_512, Area, Sizes
+from paxoslease.disk.layout import PROBE_BYTES, SIZES_512, Area, Sizes
 from paxoslease.disk.records import (
     Leader,
     bitmap_of,
@@ -35,6 +35,7 @@ from paxoslease.protocol.delta import (
     Lockspace,
     acquire,
     next_record,
+    open_lockspace,
     read_delta,
     release,
     renew,
@@ -473,3 +474,25 @@ def test_reading_a_delta_lease() -> None:
     assert outcome.result == RECORD
     outcome = drive(read_delta(SPACE, 7, T), [bytes(512)])
     assert isinstance(outcome.error, BadRecord)
+
+
+def test_damage_to_the_first_record_keeps_nobody_out() -> None:
+    """Sizes are taken from a record whose checksum is wrong; its name does not count then."""
+    record = delta_at_format(b"ls", SIZES_512, 10)
+    good = pack_leader(record, 512).ljust(PROBE_BYTES, b"\0")
+    damaged = good[:60] + b"?" + good[61:]
+    assert drive(open_lockspace("/ls", 0, b"ls", Timing()), [good]).result.area.sizes == SIZES_512
+    assert drive(open_lockspace("/ls", 0, b"ls", Timing()), [damaged]).result.name == b"ls"
+    other = drive(open_lockspace("/ls", 0, b"other", Timing()), [good]).error
+    assert isinstance(other, BadRecord)
+    assert other.code == -226
+
+
+@pytest.mark.parametrize(("sector_size", "number"), [(1024, -225), (512, -230)])
+def test_sizes_that_no_format_has_are_told_apart(sector_size: int, number: int) -> None:
+    """A sector size that there is not, and one that does not go with the align size."""
+    record = delta_at_format(b"ls", Sizes(4096, 2 << 20), 10)._replace(sector_size=sector_size)
+    data = pack_leader(record.sealed(), 512).ljust(PROBE_BYTES, b"\0")
+    error = drive(open_lockspace("/ls", 0, b"ls", Timing()), [data]).error
+    assert isinstance(error, BadRecord)
+    assert error.code == number
