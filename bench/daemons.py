@@ -45,6 +45,7 @@ class DaemonUnderTest:
         if kind == "ours":
             program = str(Path(sys.executable).with_name("paxoslease"))
             self.command = [program, "daemon", "--watchdog", "none", "--host-name", "bench-ours"]
+            self.command += ["--set", "lock_memory = 0"]  # as -l 0
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
