@@ -14,50 +14,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paxoslease.api import (
         Lockspace as Lockspace,
-    )
-    from paxoslease.api import (
         WantedLease as WantedLease,
-    )
-    from paxoslease.api import (
         WantedLockspace as WantedLockspace,
-    )
-    from paxoslease.api import (
         join as join,
-    )
-    from paxoslease.api import (
         join_many as join_many,
     )
     from paxoslease.channel import (
         AcquireFailed as AcquireFailed,
-    )
-    from paxoslease.channel import (
         DaemonError as DaemonError,
-    )
-    from paxoslease.channel import (
         DaemonUnreachable as DaemonUnreachable,
     )
     from paxoslease.client import (
         Connection as Connection,
-    )
-    from paxoslease.client import (
         connect as connect,
     )
     from paxoslease.engine.format import (
         format_index as format_index,
-    )
-    from paxoslease.engine.format import (
         format_lockspace as format_lockspace,
-    )
-    from paxoslease.engine.format import (
         format_resource as format_resource,
-    )
-    from paxoslease.engine.format import (
         format_resources as format_resources,
     )
     from paxoslease.engine.index import (
         IndexEntry as IndexEntry,
-    )
-    from paxoslease.engine.index import (
         lookup as lookup,
     )
     from paxoslease.engine.leases import (
@@ -65,116 +43,48 @@ if TYPE_CHECKING:
     )
     from paxoslease.errors import (
         AdoptionRefused as AdoptionRefused,
-    )
-    from paxoslease.errors import (
         BadRecord as BadRecord,
-    )
-    from paxoslease.errors import (
         BadState as BadState,
-    )
-    from paxoslease.errors import (
         Cancelled as Cancelled,
-    )
-    from paxoslease.errors import (
         ConfigError as ConfigError,
-    )
-    from paxoslease.errors import (
         DecisionStale as DecisionStale,
-    )
-    from paxoslease.errors import (
         DeviceInUse as DeviceInUse,
-    )
-    from paxoslease.errors import (
         DiskError as DiskError,
-    )
-    from paxoslease.errors import (
         DiskTimeout as DiskTimeout,
-    )
-    from paxoslease.errors import (
         EventBusy as EventBusy,
-    )
-    from paxoslease.errors import (
         HostIdBusy as HostIdBusy,
-    )
-    from paxoslease.errors import (
         HostIdInvalid as HostIdInvalid,
-    )
-    from paxoslease.errors import (
         LeaseBusy as LeaseBusy,
-    )
-    from paxoslease.errors import (
         LeaseError as LeaseError,
-    )
-    from paxoslease.errors import (
         LeaseHeld as LeaseHeld,
-    )
-    from paxoslease.errors import (
         LeaseLost as LeaseLost,
-    )
-    from paxoslease.errors import (
         LeaseShared as LeaseShared,
-    )
-    from paxoslease.errors import (
         LeaseUnsupported as LeaseUnsupported,
-    )
-    from paxoslease.errors import (
         LockspaceError as LockspaceError,
-    )
-    from paxoslease.errors import (
         LockspaceFailed as LockspaceFailed,
-    )
-    from paxoslease.errors import (
         LockspacePresent as LockspacePresent,
-    )
-    from paxoslease.errors import (
         LostRace as LostRace,
-    )
-    from paxoslease.errors import (
         PaxosleaseError as PaxosleaseError,
-    )
-    from paxoslease.errors import (
         ReleaseRefused as ReleaseRefused,
-    )
-    from paxoslease.errors import (
         RenewalRefused as RenewalRefused,
-    )
-    from paxoslease.errors import (
         RequestRefused as RequestRefused,
-    )
-    from paxoslease.errors import (
         RindexError as RindexError,
-    )
-    from paxoslease.errors import (
         StorageError as StorageError,
-    )
-    from paxoslease.errors import (
         UnsuitableDevice as UnsuitableDevice,
-    )
-    from paxoslease.errors import (
         WaitTimeout as WaitTimeout,
-    )
-    from paxoslease.errors import (
         WatchdogError as WatchdogError,
-    )
-    from paxoslease.errors import (
         WrongVersion as WrongVersion,
     )
     from paxoslease.handles import (
         Guarded as Guarded,
-    )
-    from paxoslease.handles import (
         Lease as Lease,
     )
     from paxoslease.measure import (
         measure_acquires as measure_acquires,
-    )
-    from paxoslease.measure import (
         measure_renewals as measure_renewals,
     )
     from paxoslease.protocol.hosts import (
         HostRow as HostRow,
-    )
-    from paxoslease.protocol.hosts import (
         HostState as HostState,
     )
     from paxoslease.protocol.leases import (
@@ -182,14 +92,8 @@ if TYPE_CHECKING:
     )
     from paxoslease.protocol.membership import (
         Failed as Failed,
-    )
-    from paxoslease.protocol.membership import (
         Joined as Joined,
-    )
-    from paxoslease.protocol.membership import (
         Marked as Marked,
-    )
-    from paxoslease.protocol.membership import (
         Renewed as Renewed,
     )
     from paxoslease.timing import (

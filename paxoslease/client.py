@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from paxoslease.channel import AcquireFailed as AcquireFailed
 from paxoslease.channel import (
+    AcquireFailed as AcquireFailed,
     Channel,
     DaemonBroken,
     DaemonError,

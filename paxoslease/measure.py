@@ -12,8 +12,7 @@ from paxoslease.disk.layout import check_name
 from paxoslease.engine.format import format_lockspace, format_resource
 from paxoslease.engine.host import engine
 from paxoslease.errors import BadRecord, DiskError
-from paxoslease.protocol.delta import Lockspace as Space
-from paxoslease.protocol.delta import open_lockspace, read_image
+from paxoslease.protocol.delta import Lockspace as Space, open_lockspace, read_image
 from paxoslease.protocol.disks import Claim, Resource, read_leader
 from paxoslease.protocol.effects import Now, Protocol, Write
 from paxoslease.timing import SECOND_US, Timing

@@ -21,8 +21,7 @@ from paxoslease.daemon.clients import Client
 from paxoslease.daemon.entries import Entry, Key, Phase, Token
 from paxoslease.daemon.refusal import Refusal, number_of
 from paxoslease.daemon.winning import leases_of, read_lvb, win, write_lvb
-from paxoslease.engine.leases import Holding
-from paxoslease.engine.leases import Phase as HoldingPhase
+from paxoslease.engine.leases import Holding, Phase as HoldingPhase
 from paxoslease.errors import (
     Cancelled,
     LeaseBusy,

@@ -13,8 +13,7 @@ from typing import Final
 from paxoslease.daemon.bridge import finished
 from paxoslease.daemon.entries import Entry, HeldFiles
 from paxoslease.daemon.refusal import Refusal
-from paxoslease.engine.leases import Leases
-from paxoslease.engine.leases import Phase as HoldingPhase
+from paxoslease.engine.leases import Leases, Phase as HoldingPhase
 from paxoslease.errors import DiskError, DiskTimeout, LeaseBusy, LeaseHeld, WaitTimeout
 from paxoslease.protocol import leases as protocol
 from paxoslease.protocol.paxos import Want

@@ -33,8 +33,7 @@ from paxoslease.drivers.base import (
 from paxoslease.drivers.errors import DaemonUnreachable, ResourceBusy, ResourceUnusable
 from paxoslease.drivers.fcntl_watch import FcntlWatch
 from paxoslease.errors import PaxosleaseError
-from paxoslease.lockd.client import LockConnection, LockDaemonLost, LockRefused
-from paxoslease.lockd.client import Owner as LockOwner
+from paxoslease.lockd.client import LockConnection, LockDaemonLost, LockRefused, Owner as LockOwner
 from paxoslease.lockd.naming import Directories, ResourceName, name_of_disk, name_of_lease
 from paxoslease.wire.virtlock import AcquireFlag, ErrorCode
 

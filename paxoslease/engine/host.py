@@ -18,8 +18,7 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from paxoslease.disk.direct import DirectFile
-from paxoslease.engine.core import Engine
-from paxoslease.engine.core import engine as engine
+from paxoslease.engine.core import Engine, engine as engine
 from paxoslease.engine.leases import Leases
 from paxoslease.engine.operation import Context, Operation, StillArmed, now_us
 from paxoslease.engine.processes import Process, Processes, Wishes, as_registered

@@ -32,8 +32,7 @@ from paxoslease.timing import SECOND_US, Timing
 from paxoslease.wire import sanlock as codec
 from tests.compat.peer import wait_until
 from tests.daemon import wire
-from tests.daemon.daemons import Daemon as Process
-from tests.daemon.daemons import require
+from tests.daemon.daemons import Daemon as Process, require
 from tests.daemon.line import Line
 from tests.daemon.wire import Cmd
 

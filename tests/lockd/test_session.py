@@ -6,8 +6,7 @@ import contextlib
 import tempfile
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from paxoslease.lockd.session import Session
 from paxoslease.lockd.space import LockTable

@@ -18,8 +18,12 @@ from paxoslease.errors import BadRecord, DiskError, DiskTimeout, LockspaceFailed
 from paxoslease.protocol.delta import Held, Lockspace, acquire, release
 from paxoslease.protocol.disks import Ballot, Claim, Resource, read_at, read_leader
 from paxoslease.protocol.effects import Landed, Read, Sleep, Standing, Write
-from paxoslease.protocol.leases import acquire_exclusive, acquire_shared, convert_to_shared
-from paxoslease.protocol.leases import release as release_lease
+from paxoslease.protocol.leases import (
+    acquire_exclusive,
+    acquire_shared,
+    convert_to_shared,
+    release as release_lease,
+)
 from paxoslease.protocol.membership import Failed, Member, guard, live
 from paxoslease.timing import SECOND_US, Timing
 from tests.unit.drive import Desk, drive

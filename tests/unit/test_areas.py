@@ -6,8 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from paxoslease.disk import areas
 from paxoslease.disk.layout import LEGAL_SIZES, SIZES_512, Sizes, rindex_capacity

@@ -18,8 +18,7 @@ from paxoslease.client import (
     DaemonSilent,
     DaemonUnreachable,
 )
-from paxoslease.wire import numbers
-from paxoslease.wire import sanlock as wire
+from paxoslease.wire import numbers, sanlock as wire
 from paxoslease.wire.sanlock import Command, Header, Lockspace, Resource
 
 SPACE = Lockspace(b"L", 1, 0, wire.Disk(b"/p"))

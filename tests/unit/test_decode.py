@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from paxoslease.disk import areas
 from paxoslease.disk.decode import AreaFound, AreaKind, decode_area, decode_device

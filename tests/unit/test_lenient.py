@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paxoslease.lenient import to_int, to_long, to_unsigned
 

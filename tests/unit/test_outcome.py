@@ -17,13 +17,13 @@ from paxoslease.disk.layout import MIB, SIZES_512, SIZES_4096, Area
 from paxoslease.disk.records import (
     HostSector,
     Leader,
+    Where as At,
     delta_at_format,
     pack_host_sector,
     pack_leader,
     parse_host_sector,
     parse_paxos,
 )
-from paxoslease.disk.records import Where as At
 from paxoslease.errors import (
     BadRecord,
     DiskError,

@@ -12,13 +12,13 @@ from paxoslease.disk.records import (
     SHORT_HOLD,
     HostSector,
     Leader,
+    Where as At,
     pack_host_sector,
     pack_leader,
     parse_host_sector,
     parse_paxos,
     paxos_at_format,
 )
-from paxoslease.disk.records import Where as At
 from paxoslease.errors import (
     DecisionStale,
     DiskError,

@@ -8,8 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from paxoslease.disk.layout import SIZES_512, SIZES_4096
 from paxoslease.disk.records import HostSector, delta_at_format, paxos_at_format
