@@ -5,8 +5,10 @@ They are part of the interface: scripts depend on them.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
+from paxoslease.channel import DaemonError
 from paxoslease.drivers.errors import (
     ActionUnsupported,
     DriverUnknown,
@@ -58,10 +60,16 @@ EXIT_HELP = """exit codes:
   130  interrupted (SIGINT); 143 by SIGTERM, 129 by SIGHUP"""
 
 
+# What the daemon says when somebody else has the lease or the host id (spec/errors.md).
+_HELD = frozenset((-errno.EAGAIN, -errno.EEXIST, -243, -244, -245, -246, -247, -262))
+
+
 def exit_of(error: PaxosleaseError) -> Exit:
     """Return the exit code for an error that ends the command."""
     if isinstance(error, WaitTimeout):
         return exit_of(error.last)
+    if isinstance(error, DaemonError) and error.code in _HELD:
+        return Exit.BUSY
     if isinstance(error, LeaseHeld | LeaseShared | LostRace | LeaseBusy | HostIdBusy):
         return Exit.BUSY
     if isinstance(error, ResourceBusy | StateOutdated):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import paxoslease
+from paxoslease.cli.exits import exit_of
 from paxoslease.client import Connection, connect
 from paxoslease.wire import sanlock as wire
 from tests.compat.peer_client import wait_until
@@ -201,3 +202,11 @@ def test_a_setting_that_is_none_is_refused(words: list[str], said: str) -> None:
     done = subprocess.run([PROGRAM, "daemon", *words], capture_output=True, text=True, timeout=30)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(-243, 4), (-247, 4), (-11, 4), (-17, 4), (-262, 4), (-223, 1), (-28, 1)]
+)
+def test_held_by_others_has_the_same_exit_code_as_without_a_daemon(number: int, code: int) -> None:
+    """Scripts tell 'somebody has it' from everything else by it."""
+    assert exit_of(paxoslease.DaemonError("acquire", number)) == code
