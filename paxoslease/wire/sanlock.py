@@ -1,8 +1,8 @@
 """Sanlock's messages: what a client and its lease daemon say to each other.
 
 Every message begins with a header of 32 bytes. What follows a request depends on its command, not
-on the length that the header states (`payload_need`). Integers are little-endian, structures have the
-alignment of x86-64.
+on the length that the header states (`payload_need`). Integers are little-endian, structures have
+the alignment of x86-64.
 
 A name is cut at its first NUL when it is parsed, since clients leave rubbish behind it, and padded
 with NULs when it is packed. Parsers take exactly the bytes of their structure and never fail on
