@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 30.0
-SKIP_MAX: Final = 1 << 20
 RESOURCES_MAX: Final = 1024
 
 _CREDENTIALS: Final = struct.Struct("3i")

@@ -57,11 +57,6 @@ def priority_of(level: int) -> int:
     return next((priority for least, priority in _PRIORITIES if level >= least), syslog.LOG_DEBUG)
 
 
-def level_of(priority: int) -> int:
-    """Return the level of `logging` for syslog's priority."""
-    return next((least for least, known in _PRIORITIES if priority <= known), logging.DEBUG)
-
-
 class Ring:
     """The last lines, as many as fit into `size` bytes with a newline each."""
 

@@ -32,7 +32,7 @@ from paxoslease.engine.watchdog import open_watchdog
 from paxoslease.engine.watchdog_base import Watchdog, WatchdogState
 from paxoslease.errors import LockspacePresent, PaxosleaseError, StorageError
 from paxoslease.protocol.membership import Failed, Joined, Marked, Renewed
-from paxoslease.timing import SECOND_US, Timing, check_timing
+from paxoslease.timing import Timing, check_timing
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -480,11 +480,6 @@ class Spaces:
 def wanted_key(space: Space) -> tuple[bytes, int, int]:
     """Return what a membership is of: where the lockspace is, and the host id."""
     return (*space.place, space.wanted.host_id)
-
-
-def seconds(time_us: int) -> int:
-    """Return a moment as the whole seconds that clients see."""
-    return time_us // SECOND_US
 
 
 def _as_text(space: wire.Lockspace) -> str:
