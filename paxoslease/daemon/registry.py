@@ -54,11 +54,12 @@ class AcquireFailed(Exception):
 
 
 class Registry:
-    """All entries. Belongs to the loop's thread."""
+    """All entries. Belongs to the loop's thread. shared_retries: see `win`."""
 
-    def __init__(self, spaces: Spaces, journal: Journal) -> None:
+    def __init__(self, spaces: Spaces, journal: Journal, shared_retries: int) -> None:
         self._spaces = spaces
         self._journal = journal
+        self._shared_retries = shared_retries
         self._entries: dict[Key, Entry] = {}
         self._earlier: dict[Key, tuple[int, int]] = {}  # numbers and uses of what is gone
         self._numbers = 0
@@ -267,7 +268,8 @@ class Registry:
     ) -> Token:
         try:
             with self._journal.doing(entry, "acquire"):
-                await win(entry, bool(flags & wire.AcquireFlag.OWNER_NOWAIT))
+                no_wait = bool(flags & wire.AcquireFlag.OWNER_NOWAIT)
+                await win(entry, no_wait, self._shared_retries)
         except BaseException:
             holding = entry.holding
             if holding is None or holding.phase is HoldingPhase.GONE:

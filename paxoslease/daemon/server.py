@@ -60,7 +60,7 @@ class Daemon:
         self.log = log
         self.clients = Clients()
         self.spaces = Spaces(options, host_name, journal)
-        self.registry = Registry(self.spaces, journal)
+        self.registry = Registry(self.spaces, journal, options.shared_retries)
         self.attendant = Attendant(self.registry)
         self.spaces.registry = self.registry
         self.spaces.on_marked = self.attendant.marked

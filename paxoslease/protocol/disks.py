@@ -68,11 +68,13 @@ class Claim(NamedTuple):
 class Ballot(NamedTuple):
     """What a ballot's read shows: the leader, and (host id, sector) of every host that wrote.
 
-    With several disks a host stands in `hosts` once per disk that shows it.
+    With several disks a host stands in `hosts` once per disk that shows it. is_freed: the leader
+    names an owner, which no majority confirms and which freed this version on one of the disks.
     """
 
     leader: Leader
     hosts: tuple[tuple[int, HostSector], ...]
+    is_freed: bool = False
 
     def sector_of(self, host_id: int) -> HostSector:
         """Return a host's newest sector, a never used one if it has none."""
@@ -101,6 +103,11 @@ def _age(sector: HostSector) -> tuple[int, int, int, bool, bool]:
 
 def read_leader(claim: Claim) -> Protocol[Leader]:
     """Read the leader record. Raises BadRecord, DiskTimeout, DiskError."""
+    leader, _ = yield from _read_leaders(claim)
+    return leader
+
+
+def _read_leaders(claim: Claim) -> Protocol[tuple[Leader, bool]]:
     areas = claim.resource.disks
     answers = yield from _all(
         tuple(Read(a.path, a.offset, a.sector_size, claim.timing.io_us) for a in areas)
@@ -117,11 +124,11 @@ def read_start(claim: Claim) -> Protocol[Ballot]:
     """
     area = claim.resource.disks[0]
     if area.host_sector(claim.host_id) - area.offset >= _NEAR_BYTES:
-        leader = yield from read_leader(claim)
+        leader, is_freed = yield from _read_leaders(claim)
         if leader.sizes != area.sizes:
             return Ballot(leader, ())
         own = yield from read_host_sector(claim, claim.host_id)
-        return Ballot(leader, ((claim.host_id, own),))
+        return Ballot(leader, ((claim.host_id, own),), is_freed)
     try:
         return (yield from read_ballot(claim, claim.host_id))
     except BadRecord as error:
@@ -178,7 +185,8 @@ def read_ballot(claim: Claim, num_hosts: int) -> Protocol[Ballot]:
             leaders.append(error)
         else:
             leaders.append(answer.leader)
-    return Ballot(_merge_leaders(claim, tuple(leaders)), tuple(hosts))
+    leader, is_freed = _merge_leaders(claim, tuple(leaders))
+    return Ballot(leader, tuple(hosts), is_freed)
 
 
 def _parse_hosts(area: Area, image: BallotImage) -> list[tuple[int, HostSector]]:
@@ -282,9 +290,10 @@ def _write(
             answers = (*answers[:which], None, *answers[which + 1 :])
 
 
-def _merge_leaders(claim: Claim, answers: tuple[object, ...]) -> Leader:
+def _merge_leaders(claim: Claim, answers: tuple[object, ...]) -> tuple[Leader, bool]:
     """Return the leader that a majority of the disks shows, else the newest that any shows.
 
+    Returned with it: Ballot.is_freed.
     Two disks agree when everything before the timestamp is equal (spec/disk-format.md 5.2); of
     agreeing records that differ behind it, one that says "owned" counts, since a release that did
     not reach a majority has not happened. No majority agrees after a write that reached a minority
@@ -303,14 +312,25 @@ def _merge_leaders(claim: Claim, answers: tuple[object, ...]) -> Leader:
         except BadRecord as error:
             errors.append(error)
     _need_majority(claim, len(found), errors)
+    leader, is_exact = _agreed(found, len(answers))
+    freed = [x for x in found if x.is_free and _version(x) == _version(leader)]
+    return leader, bool(freed) and not (is_exact or leader.is_free)
+
+
+def _version(leader: Leader) -> tuple[int, int, int]:
+    return leader.lver, leader.owner_id, leader.owner_generation
+
+
+def _agreed(found: list[Leader], disks: int) -> tuple[Leader, bool]:
+    """Return the leader that counts, and whether a majority shows just that."""
     for candidate in found:
         same = [x for x in found if x[:11] == candidate[:11]]
-        if 2 * len(same) > len(answers):
+        if 2 * len(same) > disks:
             exact = [x for x in same if x == candidate]
-            if 2 * len(exact) > len(answers):
-                return candidate
-            return _newest(same)
-    return _newest(found)
+            if 2 * len(exact) > disks:
+                return candidate, True
+            return _newest(same), False
+    return _newest(found), False
 
 
 def _newest(leaders: list[Leader]) -> Leader:

@@ -49,7 +49,6 @@ from paxoslease.timing import SECOND_US
 
 RECENT_VERSIONS = 24
 SHARED_RETRIES = 40
-SHARED_PATIENCE_US = 8 * SECOND_US
 
 
 class Lease(NamedTuple):
@@ -141,8 +140,8 @@ def acquire_shared(
 ) -> Protocol[Lease]:
     """Acquire a lease shared: win it for a moment, leave a mode block, free the leader (7.1).
 
-    A host that is on the same way is waited for, for at most 8 s in all. Raises what paxos.acquire
-    raises, and ReleaseRefused when somebody took the lease in spite of us being alive.
+    A host that is on the same way is waited for, for as long as `want` says. Raises what
+    paxos.acquire raises, and ReleaseRefused when somebody took the lease although we are alive.
     """
     want = want._replace(short_hold=True)
     begun_us: int = yield Now()
@@ -162,7 +161,7 @@ def acquire_shared(
             break
         now_us: int = yield Now()
         tries += 1
-        if not again or tries > SHARED_RETRIES or now_us - begun_us > SHARED_PATIENCE_US:
+        if not again or tries > SHARED_RETRIES or now_us - begun_us >= want.patience_us:
             raise busy
         del busy
         # For progress only: the other one holds the lease for the time of three writes.
@@ -328,7 +327,8 @@ def read_owners(claim: Claim) -> Protocol[Owners]:
     ballot = yield from read_ballot(claim, leader.num_hosts)
     leader = ballot.leader
     exclusive = None
-    if not leader.is_free and not has_let_go(leader, ballot.sector_of(leader.owner_id)):
+    sector = ballot.sector_of(leader.owner_id)
+    if not leader.is_free and not has_let_go(leader, sector, ballot.is_freed):
         exclusive = (leader.owner_id, leader.owner_generation)
     shared = {
         (host_id, sector.shared_generation)

@@ -102,24 +102,29 @@ def owner_generation(leader: Leader) -> int:
     return leader.owner_generation
 
 
-def has_let_go(leader: Leader, sector: HostSector) -> bool:
+def has_let_go(leader: Leader, sector: HostSector, is_freed: bool = False) -> bool:
     """Tell whether the owner's own sector says that it gave up what the leader states.
 
-    RELEASED counts only when the leader was not written by the owner itself (6.4, M25); a block of
-    a larger lver shows that the owner has moved on (M24).
+    RELEASED counts when the leader was not written by the owner itself (6.4, M25), or when one of
+    several disks shows that the owner freed this version (`is_freed`): RELEASED follows that write
+    and is final (M19, M23), so what another disk shows is a commit that landed after its release.
+    A block of a larger lver shows that the owner has moved on (M24).
     """
     if sector.lver > leader.lver:
         return True
     foreign = leader.write_id != leader.owner_id
-    return sector.released and (foreign or leader.write_generation > leader.owner_generation)
+    freed = is_freed and sector.lver == leader.lver
+    later = leader.write_generation > leader.owner_generation
+    return sector.released and (foreign or freed or later)
 
 
 def find_basis(
-    claim: Claim, leader: Leader, generation: int, sighting: Sighting
+    claim: Claim, leader: Leader, generation: int, sighting: Sighting, is_freed: bool = False
 ) -> Protocol[Basis]:
     """Return why a ballot may start on this leader; raise LeaseHeld when none may.
 
-    Raises LeaseHeld, BadRecord, DiskTimeout, DiskError. Source: spec/algorithms.md 17, liveness().
+    is_freed: see has_let_go. Raises LeaseHeld, BadRecord, DiskTimeout, DiskError.
+    Source: spec/algorithms.md 17, liveness().
     """
     if leader.is_free:
         return Basis.FREE
@@ -129,7 +134,7 @@ def find_basis(
     if verdict.is_dead:
         return Basis.DEAD
     sector = yield from read_host_sector(claim, leader.owner_id)
-    if has_let_go(leader, sector):
+    if has_let_go(leader, sector, is_freed):
         return Basis.RELEASED
     raise held_by(claim, leader, verdict)
 

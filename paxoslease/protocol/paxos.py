@@ -61,12 +61,14 @@ class Want(NamedTuple):
     num_hosts: written with the commit; None leaves it.
     short_hold: the lease is wanted only on the way to a shared one.
     shared_generation: our mode block to be carried along in every write (conversion, 7.4).
+    patience_us: how long a shared acquisition waits in all for hosts that are on the same way.
     """
 
     lver: int | None = None
     num_hosts: int | None = None
     short_hold: bool = False
     shared_generation: int | None = None
+    patience_us: int = 4 * SECOND_US
 
 
 ANYTHING = Want()
@@ -211,7 +213,7 @@ def _begin(
         if want.lver is not None and leader.lver != want.lver:
             error = WrongVersion(claim.space.name, claim.resource.name, want.lver, leader.lver)
             return Step(Go.LOST, memory, None, error)
-        basis = yield from find_basis(claim, leader, standing.generation, sighting)
+        basis = yield from find_basis(claim, leader, standing.generation, sighting, start.is_freed)
         if basis is not Basis.FREE:
             again = yield from read_leader(claim)
             if again != leader:
@@ -333,7 +335,7 @@ def _check(claim: Claim, instance: Instance, memory: Memory, ballot: Ballot) -> 
     if (
         instance.basis is Basis.RELEASED
         and not instance.adopted
-        and not has_let_go(instance.base, ballot.sector_of(instance.base.owner_id))
+        and not has_let_go(instance.base, ballot.sector_of(instance.base.owner_id), ballot.is_freed)
     ):
         return Go.RESTART, memory  # M22
     if largest_lver > instance.v:

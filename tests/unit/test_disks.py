@@ -8,7 +8,14 @@ import pytest
 
 from paxoslease.disk.areas import resource_area
 from paxoslease.disk.layout import MIB, SIZES_512, Area
-from paxoslease.disk.records import NEVER_USED, HostSector, delta_at_format, pack_leader
+from paxoslease.disk.records import (
+    NEVER_USED,
+    SHORT_HOLD,
+    HostSector,
+    delta_at_format,
+    pack_host_sector,
+    pack_leader,
+)
 from paxoslease.errors import BadRecord, DiskError, DiskTimeout, LeaseHeld, PaxosleaseError
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.disks import Ballot, Claim, Resource, read_ballot, read_leader
@@ -112,6 +119,45 @@ def test_a_release_that_reached_a_minority_has_not_happened(desk: Desk) -> None:
     assert not desk.run(read_leader(claim_of(2))).is_free
     desk.fail = broken("/c")
     assert not desk.run(read_leader(claim_of(2))).is_free
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_commit_that_landed_after_its_release_blocks_nobody(desk: Desk, shared: bool) -> None:
+    """The late disk says "owned", one says "free", the third fails: the owner's RELEASED decides.
+
+    Simulator, seed 9003538.
+    """
+    if shared:
+        lease: Lease = desk.run(acquire_shared(claim_of(1)))
+        late = lease.leader._replace(flags=lease.leader.flags | SHORT_HOLD).sealed()
+    else:
+        lease = desk.run(acquire_exclusive(claim_of(1)))
+        late = lease.leader
+    assert desk.run(release(lease)) is None
+    desk.disks["/a"][:512] = pack_leader(late, 512)
+    desk.fail = broken("/b")
+    desk.standing = Standing(2, 1, 10**15)
+    assert not desk.run(read_leader(claim_of(2))).is_free
+    assert desk.run(read_owners(claim_of(2))).exclusive is None
+    assert desk.run(acquire_exclusive(claim_of(2))).lver == lease.lver + 1
+
+
+def test_a_release_that_has_not_happened_frees_nothing(desk: Desk) -> None:
+    """RELEASED does not count when most disks say "owned", nor "free" on one without RELEASED."""
+    lease: Lease = desk.run(acquire_exclusive(claim_of(1)))
+    freed = lease.leader._replace(timestamp=0).sealed()
+    desk.disks["/b"][:512] = pack_leader(freed, 512)
+    desk.standing = Standing(2, 1, 10**15)
+    desk.fail = broken("/c")
+    with pytest.raises(LeaseHeld):
+        desk.run(acquire_exclusive(claim_of(2)))
+    own = pack_host_sector(lease.own._replace(released=True), 512)
+    start = SPACE.area.host_sector(1)
+    for path in PATHS:
+        desk.disks[path][start : start + 512] = own
+    desk.fail = broken()
+    with pytest.raises(LeaseHeld):
+        desk.run(acquire_exclusive(claim_of(2)))
 
 
 def test_two_disks_need_both(desk: Desk) -> None:

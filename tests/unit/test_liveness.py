@@ -184,6 +184,15 @@ def test_has_let_go(leader: dict[str, Any], block: dict[str, Any], gone: bool) -
     assert has_let_go(LEADER._replace(**leader), BLOCK._replace(**block)) is gone
 
 
+@pytest.mark.parametrize(
+    ("block", "gone"),
+    [({}, False), ({"released": True}, True), ({"released": True, "lver": 3}, False)],
+)
+def test_what_one_of_several_disks_shows_as_free(block: dict[str, Any], gone: bool) -> None:
+    """There RELEASED counts beside the owner's own leader too, if it is of the same version."""
+    assert has_let_go(LEADER, BLOCK._replace(**block), is_freed=True) is gone
+
+
 def test_the_generation_that_owns() -> None:
     """A leader written by the owner in a later life is owned by that life (M25, 15.9)."""
     assert owner_generation(LEADER) == 3

@@ -6,17 +6,19 @@ import pytest
 
 from paxoslease.disk.layout import MIB, SIZES_512, Area
 from paxoslease.disk.records import (
+    SHORT_HOLD,
     HostSector,
     delta_at_format,
     pack_host_sector,
     pack_leader,
     paxos_at_format,
 )
-from paxoslease.errors import LostRace
+from paxoslease.errors import LeaseHeld, LostRace
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.disks import Claim, Resource
 from paxoslease.protocol.effects import Standing, Write
-from paxoslease.protocol.paxos import Owned, acquire
+from paxoslease.protocol.leases import acquire_shared
+from paxoslease.protocol.paxos import Owned, Want, acquire
 from paxoslease.timing import SECOND_US, Timing
 from tests.unit.drive import Desk
 
@@ -92,3 +94,21 @@ def test_a_race_is_run_again_when_the_other_is_gone() -> None:
     with pytest.raises(LostRace):
         desk.run(acquire(CLAIM))
     assert desk.run(acquire(CLAIM)).leader.lver == 2
+
+
+@pytest.mark.parametrize("patience_s", [0, 3])
+def test_patience_with_a_host_on_its_way_to_a_shared_lease(patience_s: int) -> None:
+    """Who stays there is waited for as long as is wanted, and then reported as the holder."""
+    desk = desk_with(HostSector(), HostSector(2001, 2001, OTHER, 1, 50, 1))
+    free = paxos_at_format(b"ls", b"res", SIZES_512)
+    held = free._replace(owner_id=OTHER, owner_generation=1, timestamp=50, lver=1, write_id=OTHER)
+    held = held._replace(flags=held.flags | SHORT_HOLD).sealed()
+    desk.disks["/d"][MIB : MIB + 512] = pack_leader(held, 512)
+    desk.random = lambda below: below
+    begun_us = desk.now_us
+    with pytest.raises(LeaseHeld) as refused:
+        desk.run(acquire_shared(CLAIM, Want(patience_us=patience_s * SECOND_US)))
+    assert refused.value.short_hold
+    waited_s = (desk.now_us - begun_us) / SECOND_US
+    assert patience_s <= waited_s <= patience_s + 1 if patience_s else waited_s == 0
+    assert not [effect for effect in desk.log if isinstance(effect, Write)]

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from paxoslease.daemon.clients import Client
 from paxoslease.daemon.entries import Entry, Phase
+from paxoslease.daemon.refusal import Refusal
 from paxoslease.daemon.registry import AcquireFailed, Registry
+from paxoslease.daemon.winning import win
 from paxoslease.engine.leases import Holding
+from paxoslease.errors import LeaseBusy
 from paxoslease.wire.sanlock import (
     AcquireFlag,
     Disk,
@@ -80,7 +85,7 @@ async def _both(*works: Awaitable[Any]) -> list[Any]:
 def registry() -> Registry:
     spaces: Any = Spaces()
     journal: Any = Journal()
-    return Registry(spaces, journal)
+    return Registry(spaces, journal, 8)
 
 
 async def _acquire(registry: Registry, client: Client) -> bool:
@@ -120,3 +125,28 @@ def test_lease_of_a_client_that_ended_is_not_shared(registry: Registry) -> None:
         second.end()
 
     asyncio.run(run())
+
+
+def test_sh_retries_are_patience(registry: Registry, tmp_path: Path) -> None:
+    """Three tries of half a second each are a second and a half in which ours tries."""
+    wants: list[Any] = []
+
+    def start_acquire(*names: Any, want: Any, **how: Any) -> Any:
+        wants.append(want)
+        raise LeaseBusy(b"space", b"r", "held")
+
+    async def run() -> None:
+        client = Client(2, os.getpid(), None)
+        entry = _held_by(registry, client)
+        path = tmp_path / "disk"
+        path.touch()
+        entry.resource = entry.resource._replace(disks=(Disk(bytes(path), 0),))
+        leases: Any = SimpleNamespace(start_acquire=start_acquire)
+        membership: Any = SimpleNamespace(leases=leases)
+        entry.space.membership = membership
+        with pytest.raises(Refusal):
+            await win(entry, no_wait=False, shared_retries=3)
+        client.end()
+
+    asyncio.run(run())
+    assert [want.patience_us for want in wants] == [1_500_000]

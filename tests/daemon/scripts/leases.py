@@ -233,10 +233,11 @@ def disks(stage: Stage) -> None:
     for where in three:
         stage.disk(f"{where.name} free", where, MIB)
     host.ask("read", request(Cmd.READ_RESOURCE, wanted))
-    lost: dict[str, tuple[tuple[Path | str, ...], int, int]] = {
-        "first missing": (("/nowhere", three[1], three[2]), 0, -2),
-        "second missing": ((three[0], "/nowhere", three[2]), -222, -2),
-        "third missing": ((three[0], three[1], "/nowhere"), -222, -2),
+    nowhere = stage.directory / "nowhere"
+    lost: dict[str, tuple[tuple[Path, ...], int, int]] = {
+        "first missing": ((nowhere, three[1], three[2]), 0, -2),
+        "second missing": ((three[0], nowhere, three[2]), -222, -2),
+        "third missing": ((three[0], three[1], nowhere), -222, -2),
         "third empty": ((three[0], three[1], stage.file("de", 2)), -222, 0),
         "two empty": ((three[0], stage.file("df", 2), stage.file("dg", 2)), -222, -223),
     }
