@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the seeds; stop at the first that breaks a rule."""
     from paxoslease.cli.progress import progress
-    from paxoslease.simulation.world import simulate
+    from paxoslease.simulation.cluster.world import simulate
 
     reports = []
     with progress(f"simulating {arguments.seeds} seeds", arguments.seeds) as advance:

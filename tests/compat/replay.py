@@ -1,6 +1,6 @@
 """A schedule of tests/scenarios, played by real daemons on a disk that holds back their I/O.
 
-The commands are those of `paxoslease.simulation.explore_schedule`, read literally: a step is one
+The commands are those of `paxoslease.simulation.explorer.schedule`, read literally: a step is one
 I/O in the area of the lease, in the order in which the daemon asks for them, and nothing else of
 that host's happens meanwhile. What a daemon does in the lockspace (renewals, looks at an owner) is
 not held back. Where a host begins an attempt its client asks for the lease, or gives it back.
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from paxoslease.simulation.explore_words import leader_in_words, sector_in_words
+from paxoslease.simulation.explorer.words import leader_in_words, sector_in_words
 from tests.compat.gate import Gate, Io, gated_disk
 from tests.compat.our_daemon import OurHost
 from tests.compat.peer import (

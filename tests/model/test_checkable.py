@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import paxoslease
-from paxoslease.simulation import original
+from paxoslease.simulation.original import leases as original
 
 ROOT = Path(paxoslease.__file__).parent
 FILES = [*sorted((ROOT / "protocol").glob("*.py")), Path(original.__file__)]
@@ -39,7 +39,7 @@ def faults(tree: ast.AST) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_no_yield_leaves_something_on_the_stack(path: Path) -> None:
     """No yield stands in a for loop, a with, a handler, or the middle of an expression."""
     assert faults(ast.parse(path.read_text(encoding="utf-8"))) == []

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from paxoslease.simulation.explore import Result, describe, explore
-from paxoslease.simulation.explore_values import Bounds
+from paxoslease.simulation.explorer.search import Result, describe, explore
+from paxoslease.simulation.explorer.values import Bounds
 from tests.model.worlds import check_states, name_of, world
 
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 
-from paxoslease.simulation.explore import describe, explore
-from paxoslease.simulation.explore_host_id import HostIdWorld
+from paxoslease.simulation.explorer.host_id_world import HostIdWorld
+from paxoslease.simulation.explorer.search import describe, explore
 from tests.model.patching import Patch, patched
 from tests.model.worlds import check_states
 

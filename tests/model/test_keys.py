@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from paxoslease.errors import DiskTimeout
-from paxoslease.simulation.explore_keys import NotAValueError, freeze, generator_key, live_names
+from paxoslease.simulation.explorer.keys import NotAValueError, freeze, generator_key, live_names
 
 Steps = Generator[Any, Any, Any]
 

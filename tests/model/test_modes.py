@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paxoslease.simulation.explore import describe, explore
-from paxoslease.simulation.explore_values import Bounds
+from paxoslease.simulation.explorer.search import describe, explore
+from paxoslease.simulation.explorer.values import Bounds
 from tests.model.patching import Patch, patched
 from tests.model.worlds import check_states, name_of, world
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from paxoslease.simulation.explore import explore
-from paxoslease.simulation.explore_values import Bounds
+from paxoslease.simulation.explorer.search import explore
+from paxoslease.simulation.explorer.values import Bounds
 from tests.model.patching import Patch, patched
 from tests.model.worlds import world
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from paxoslease.simulation import explore_locals
-from paxoslease.simulation.explore import Search
-from paxoslease.simulation.explore_values import Bounds
+from paxoslease.simulation.explorer import local_states
+from paxoslease.simulation.explorer.search import Search
+from paxoslease.simulation.explorer.values import Bounds
 from tests.model.worlds import world
 
 WORLDS = (
@@ -43,13 +43,13 @@ def test_histories_reach_the_same_worlds(cast: str, bounds: Bounds) -> None:
 
 def test_a_key_that_forgets_locals_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-check is worth something: with positions alone as keys it fails."""
-    whole = explore_locals.generator_key
+    whole = local_states.generator_key
 
     def positions(process: Any) -> Any:
         return tuple(frame[:2] for frame in whole(process))
 
     cast, bounds = WORLDS[0]
     _, right = reached(cast, bounds, histories=False)
-    monkeypatch.setattr(explore_locals, "generator_key", positions)
+    monkeypatch.setattr(local_states, "generator_key", positions)
     _, by_key = reached(cast, bounds, histories=False)
     assert {w[0] for w in by_key} != {w[0] for w in right}

@@ -8,11 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 from paxoslease.protocol import leases
-from paxoslease.simulation.explore import Result
-from paxoslease.simulation.explore_lives import Program, ours
-from paxoslease.simulation.explore_values import Bounds
-from paxoslease.simulation.explore_world import LeaseWorld
-from paxoslease.simulation.original import original
+from paxoslease.simulation.explorer.lease_world import LeaseWorld
+from paxoslease.simulation.explorer.lives import Program, original, ours
+from paxoslease.simulation.explorer.search import Result
+from paxoslease.simulation.explorer.values import Bounds
 
 
 def world(

@@ -22,10 +22,10 @@ from collections.abc import Callable
 from random import SystemRandom
 
 from paxoslease.protocol import leases
-from paxoslease.simulation.explore import explore
-from paxoslease.simulation.explore_host_id import HostIdWorld
-from paxoslease.simulation.explore_values import TWO_OWNERS, Bounds
-from paxoslease.simulation.world import run_seed
+from paxoslease.simulation.cluster.world import run_seed
+from paxoslease.simulation.explorer.host_id_world import HostIdWorld
+from paxoslease.simulation.explorer.search import explore
+from paxoslease.simulation.explorer.values import TWO_OWNERS, Bounds
 from tests.model.worlds import world
 from tests.scenarios.test_scenarios import HERE, load, play
 from tests.sim.adoption_stories import ADOPTIONS

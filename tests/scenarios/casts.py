@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from paxoslease.simulation.explore_lives import Program, ours
-from paxoslease.simulation.original import original
+from paxoslease.simulation.explorer.lives import Program, original, ours
 
 
 def program(name: str) -> Program:

@@ -1,6 +1,6 @@
 """Fixed schedules: how they end for the original, and that they end well under our rules.
 
-A scenario file has a paragraph on its subject, a schedule (explore_schedule.py), and one recorded
+A scenario file has a paragraph on its subject, a schedule (explorer/schedule.py), and one recorded
 run per cast. The line above a run names the cast and, after the colon, what goes wrong in it: that
 is written by hand. Everything below it is recorded with RECORD_SCENARIOS=1 and reviewed as a diff.
 """
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import pytest
 
-from paxoslease.simulation.explore_schedule import Schedule
-from paxoslease.simulation.explore_values import Bounds
-from paxoslease.simulation.explore_world import LeaseWorld
+from paxoslease.simulation.explorer.lease_world import LeaseWorld
+from paxoslease.simulation.explorer.schedule import Schedule
+from paxoslease.simulation.explorer.values import Bounds
 from tests.scenarios.casts import program
 
 HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from paxoslease.protocol.delta import Held
 from paxoslease.protocol.leases import acquire_exclusive, release
 from paxoslease.protocol.membership import Joined
 from paxoslease.protocol.outcome import settle_unknown
-from paxoslease.simulation.staged import Job, Machine, Stage
+from paxoslease.simulation.cluster.staged import Job, Machine, Stage
 from tests.sim.stories import LEASE, OURS, block_of, done, join
 
 

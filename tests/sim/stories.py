@@ -24,8 +24,8 @@ from paxoslease.protocol.effects import Protocol, ReadBallot, Write
 from paxoslease.protocol.leases import acquire_exclusive, acquire_shared, release
 from paxoslease.protocol.membership import Member
 from paxoslease.protocol.paxos import Want
-from paxoslease.simulation import original, original_host_id
-from paxoslease.simulation.staged import RESOURCE, SPACE, Job, Machine, Stage
+from paxoslease.simulation.cluster.staged import RESOURCE, SPACE, Job, Machine, Stage
+from paxoslease.simulation.original import host_id as original_host_id, leases as original
 
 LEASE = "lease"
 LEADER = RESOURCE.disks[0].offset

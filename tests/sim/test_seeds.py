@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paxoslease.simulation.world import Report, run_seed, simulate
+from paxoslease.simulation.cluster.world import Report, run_seed, simulate
 
 CHUNK = 50
 SEEDS = 1_000

@@ -12,9 +12,9 @@ from paxoslease.disk.records import Where, parse_delta
 from paxoslease.errors import BadRecord
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.formatting import format_lockspace
-from paxoslease.simulation.driver import Task
-from paxoslease.simulation.faults import draw_options
-from paxoslease.simulation.world import World
+from paxoslease.simulation.cluster.driver import Task
+from paxoslease.simulation.cluster.faults import draw_options
+from paxoslease.simulation.cluster.world import World
 
 NEW = Lockspace(b"new", Area("disk0", 64 << 20, SIZES_512))
 

@@ -19,12 +19,12 @@ from paxoslease.protocol.leases import (
     release,
 )
 from paxoslease.protocol.outcome import settle_unknown
-from paxoslease.simulation import original
-from paxoslease.simulation.oracles import Use, Watched
+from paxoslease.simulation.cluster.oracles import Use, Watched
+from paxoslease.simulation.original import leases as original
 from paxoslease.timing import SECOND_US
 
 if TYPE_CHECKING:
-    from paxoslease.simulation.hosts import Host
+    from paxoslease.simulation.cluster.hosts import Host
 
 PATIENCE_US = 12 * SECOND_US
 CALM_THINK_US = 10 * SECOND_US

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from paxoslease.disk.records import HostSector, Leader, unpack_leader
-from paxoslease.simulation.explore_processes import BEYOND, READ, SECTOR_MASK, WRITE
-from paxoslease.simulation.explore_values import Step, host_sector
+from paxoslease.simulation.explorer.processes import BEYOND, READ, SECTOR_MASK, WRITE
+from paxoslease.simulation.explorer.values import Step, host_sector
 
 if TYPE_CHECKING:
-    from paxoslease.simulation.explore_world import LeaseWorld
+    from paxoslease.simulation.explorer.lease_world import LeaseWorld
 
 
 def leader_in_words(data: bytes) -> str:

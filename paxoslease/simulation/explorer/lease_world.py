@@ -31,9 +31,9 @@ from paxoslease.disk.records import (
 from paxoslease.protocol.effects import (
     BallotImage,
 )
-from paxoslease.simulation import explore_faults
-from paxoslease.simulation.explore_lives import Program
-from paxoslease.simulation.explore_processes import (
+from paxoslease.simulation.explorer import faults
+from paxoslease.simulation.explorer.lives import Program
+from paxoslease.simulation.explorer.processes import (
     BALLOT,
     BEYOND,
     CHOOSE,
@@ -51,7 +51,7 @@ from paxoslease.simulation.explore_processes import (
     Op,
     Processes,
 )
-from paxoslease.simulation.explore_values import (
+from paxoslease.simulation.explorer.values import (
     CONFLICT,
     RESOURCE,
     REUSE,
@@ -67,7 +67,7 @@ from paxoslease.simulation.explore_values import (
     delta_sector,
     seen,
 )
-from paxoslease.simulation.explore_words import describe_disk, describe_step
+from paxoslease.simulation.explorer.words import describe_disk, describe_step
 
 
 class LeaseWorld(Processes):
@@ -217,7 +217,7 @@ class LeaseWorld(Processes):
         """Return every step that can come next."""
         found = self.calm_steps(world)
         if world >> self._flight_place & SMALL_MASK or self._faulty:
-            explore_faults.add_steps(self, world, found)
+            faults.add_steps(self, world, found)
         return found
 
     def calm_steps(self, world: int, *, beyond: bool = False) -> list[Step]:

@@ -30,8 +30,8 @@ from paxoslease.disk.records import (
 
 if TYPE_CHECKING:
     from paxoslease.protocol.leases import Lease
-    from paxoslease.simulation.driver import Flight
-    from paxoslease.simulation.hosts import Host
+    from paxoslease.simulation.cluster.driver import Flight
+    from paxoslease.simulation.cluster.hosts import Host
 
 
 class Violation(Exception):

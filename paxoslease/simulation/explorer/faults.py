@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from paxoslease.errors import DecisionStale, DiskError, DiskTimeout
-from paxoslease.simulation.explore_locals import Throw
-from paxoslease.simulation.explore_values import SPACE, TIMING, InFlight, Left, Life, Step
+from paxoslease.simulation.explorer.local_states import Throw
+from paxoslease.simulation.explorer.values import SPACE, TIMING, InFlight, Left, Life, Step
 
 if TYPE_CHECKING:
-    from paxoslease.simulation.explore_world import LeaseWorld
+    from paxoslease.simulation.explorer.lease_world import LeaseWorld
 
 # Numbers of answers that are errors, beside those of sectors and of landed writes (-1).
 _TIMED_OUT, _FAILED, _STALE, _LANDED_AT_LAST = -2, -3, -4, -5

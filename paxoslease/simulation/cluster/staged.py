@@ -34,7 +34,7 @@ from paxoslease.protocol.effects import (
 )
 from paxoslease.protocol.hosts import HostTable
 from paxoslease.protocol.membership import Failed, Member
-from paxoslease.simulation.disk import Disk
+from paxoslease.simulation.cluster.disk import Disk
 from paxoslease.timing import SECOND_US, Timing
 
 IO_US: Final = 1_000

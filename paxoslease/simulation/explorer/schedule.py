@@ -15,7 +15,8 @@ schedule can be given to hosts that follow other rules.
 
 from __future__ import annotations
 
-from paxoslease.simulation.explore_processes import (
+from paxoslease.simulation.explorer.lease_world import LeaseWorld
+from paxoslease.simulation.explorer.processes import (
     BALLOT,
     BEYOND,
     CHOOSE,
@@ -26,8 +27,7 @@ from paxoslease.simulation.explore_processes import (
     READ,
     WRITE,
 )
-from paxoslease.simulation.explore_values import Step
-from paxoslease.simulation.explore_world import LeaseWorld
+from paxoslease.simulation.explorer.values import Step
 
 _STEPS_MAX = 200
 _FAULTS = {

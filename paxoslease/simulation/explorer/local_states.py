@@ -1,7 +1,7 @@
 """Local states of processes: small integers, and what each answer makes of them.
 
 A process is a generator. Its local state is where it stands and what it still knows
-(`explore_keys`); the explorer names local states by number and never holds a generator per world.
+(`keys.py`); the explorer names local states by number and never holds a generator per world.
 A generator cannot be copied: to try another answer the first history that led to a local state is
 replayed from the beginning. Callers remember the transitions, so generator code runs once for
 every local state and answer, however many worlds contain them.
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from paxoslease.simulation.explore_keys import generator_key
+from paxoslease.simulation.explorer.keys import generator_key
 
 Process: TypeAlias = Generator[Any, Any, None]
 

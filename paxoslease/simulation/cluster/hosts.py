@@ -13,14 +13,14 @@ from paxoslease.protocol.effects import PetWatchdog, Signal, Write
 from paxoslease.protocol.hosts import HostTable
 from paxoslease.protocol.leases import Lease
 from paxoslease.protocol.membership import Failed, Joined, Member, Renewed, guard, live
-from paxoslease.simulation.driver import Flight, Task
-from paxoslease.simulation.faults import DRIFT_PPM, WATCHDOG_MARGIN_US
-from paxoslease.simulation.oracles import Use, Watched
-from paxoslease.simulation.workload import Cut, carry_on, work
+from paxoslease.simulation.cluster.driver import Flight, Task
+from paxoslease.simulation.cluster.faults import DRIFT_PPM, WATCHDOG_MARGIN_US
+from paxoslease.simulation.cluster.oracles import Use, Watched
+from paxoslease.simulation.cluster.workload import Cut, carry_on, work
 from paxoslease.timing import SECOND_US, Timing
 
 if TYPE_CHECKING:
-    from paxoslease.simulation.world import World
+    from paxoslease.simulation.cluster.world import World
 
 MILLION = 1_000_000
 BOOT_US = 20 * SECOND_US

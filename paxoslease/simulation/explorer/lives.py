@@ -1,9 +1,9 @@
 """What the processes of an explored world do all their life: acquire a lease, release it, again.
 
-A `Program` is what one kind of host runs; `ours` are the production generators, `original.py` has
-the other. The loops around them tell the search by Notify when they own the lease. A process counts
-as owner from the return of its acquire until the first effect of its release is answered: nobody
-can tell a release that was called late from one that was called early and is slow.
+A `Program` is what one kind of host runs; `ours` are the production generators, `original`
+the model of the original. The loops around them tell the search by Notify when they own the lease.
+A process counts as owner from the return of its acquire until the first effect of its release is
+answered: nobody can tell a release that was called late from one that was called early and is slow.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from paxoslease.errors import PaxosleaseError, ReleaseRefused
 from paxoslease.protocol import leases, outcome
 from paxoslease.protocol.disks import Claim
 from paxoslease.protocol.effects import Notify, Protocol
+from paxoslease.simulation.original import leases as model
 
 
 class Granted(NamedTuple):
@@ -74,6 +75,12 @@ def ours(module: ModuleType = leases, *, modes: bool = False) -> Program:
         return program
     them = Modes(module.acquire_shared, module.convert_to_exclusive, module.convert_to_shared)
     return program._replace(modes=them)
+
+
+def original(*, shared_too: bool = False) -> Program:
+    """Return the program of the original's hosts; `shared_too`: failed attempts may be shared."""
+    fail_shared = model.fail_shared if shared_too else None
+    return Program("original", model.acquire, model.release, fail_shared)
 
 
 def _settle(claim: Claim) -> Protocol[Any]:

@@ -29,8 +29,8 @@ from paxoslease.errors import DecisionStale, DiskTimeout, HostIdBusy
 from paxoslease.protocol import delta
 from paxoslease.protocol.delta import Held, Lockspace
 from paxoslease.protocol.effects import Landed, Notify, Now, Protocol, Read, Sleep, Write
-from paxoslease.simulation.explore_locals import DONE, Given, LocalStates, Mark, Throw
-from paxoslease.simulation.explore_values import TWO_OWNERS, Step, Table
+from paxoslease.simulation.explorer.local_states import DONE, Given, LocalStates, Mark, Throw
+from paxoslease.simulation.explorer.values import TWO_OWNERS, Step, Table
 from paxoslease.timing import SECOND_US, Timing
 
 HOST_ID: Final = 1

@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from paxoslease.simulation.explore_locals import LocalStates
-from paxoslease.simulation.explore_values import BLOCKED, TWO_OWNERS, Step
-from paxoslease.simulation.explore_words import owners_in_words
-from paxoslease.simulation.explore_world import LeaseWorld
+from paxoslease.simulation.explorer.lease_world import LeaseWorld
+from paxoslease.simulation.explorer.local_states import LocalStates
+from paxoslease.simulation.explorer.values import BLOCKED, TWO_OWNERS, Step
+from paxoslease.simulation.explorer.words import owners_in_words
 
 _ALONE_STEPS_MAX = 80  # an attempt that meets nobody takes about ten
 

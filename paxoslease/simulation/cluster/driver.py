@@ -38,11 +38,11 @@ from paxoslease.protocol.effects import (
     Sleep,
     Write,
 )
-from paxoslease.simulation.disk import Disk
-from paxoslease.simulation.faults import Faults
+from paxoslease.simulation.cluster.disk import Disk
+from paxoslease.simulation.cluster.faults import Faults
 
 if TYPE_CHECKING:
-    from paxoslease.simulation.hosts import Host
+    from paxoslease.simulation.cluster.hosts import Host
 
 BLOCKED: Final = object()
 EIO: Final = 5

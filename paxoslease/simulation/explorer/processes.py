@@ -25,7 +25,7 @@ from paxoslease.protocol.effects import (
     Standing,
     Write,
 )
-from paxoslease.simulation.explore_lives import (
+from paxoslease.simulation.explorer.lives import (
     Choose,
     Ended,
     Granted,
@@ -34,8 +34,8 @@ from paxoslease.simulation.explore_lives import (
     life,
     life_in_modes,
 )
-from paxoslease.simulation.explore_locals import DONE, Given, LocalStates, Mark
-from paxoslease.simulation.explore_values import (
+from paxoslease.simulation.explorer.local_states import DONE, Given, LocalStates, Mark
+from paxoslease.simulation.explorer.values import (
     NOW_US,
     RESOURCE,
     SPACE,

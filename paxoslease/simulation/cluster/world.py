@@ -17,11 +17,12 @@ from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.disks import Claim, Resource
 from paxoslease.protocol.effects import Protocol
 from paxoslease.protocol.leases import release
-from paxoslease.simulation.driver import Driver, Flight, Task
-from paxoslease.simulation.faults import Faults, Options, draw_options
-from paxoslease.simulation.hosts import BOOT_US, Host
-from paxoslease.simulation.oracles import Oracle, Violation, Watched
-from paxoslease.simulation.workload import PATIENCE_US
+from paxoslease.simulation.cluster.disk import Disk
+from paxoslease.simulation.cluster.driver import Driver, Flight, Task
+from paxoslease.simulation.cluster.faults import Faults, Options, draw_options
+from paxoslease.simulation.cluster.hosts import BOOT_US, Host
+from paxoslease.simulation.cluster.oracles import Oracle, Violation, Watched
+from paxoslease.simulation.cluster.workload import PATIENCE_US
 from paxoslease.timing import SECOND_US, Timing, dead_us
 
 SPACE = b"simulated"
@@ -114,7 +115,7 @@ class World:
         size = o.sizes.sector_size
         disks = self.driver.disks
         for i in range(o.disks):
-            disks[f"disk{i}"] = _disk(f"disk{i}", size, o.hosts)
+            disks[f"disk{i}"] = Disk(f"disk{i}", size, o.hosts)
         area = Area("disk0", 0, o.sizes)
         record = pack_leader(delta_at_format(SPACE, o.sizes, o.format_io_timeout), size)
         for host_id in range(1, o.hosts + 1):
@@ -326,12 +327,6 @@ class World:
 
 def _is_user(task: Task) -> bool:
     return task.alive and task.name not in ("life", "guard", "recovery", "check")
-
-
-def _disk(path: str, sector_size: int, hosts: int) -> Any:
-    from paxoslease.simulation.disk import Disk
-
-    return Disk(path, sector_size, hosts)
 
 
 def simulate(

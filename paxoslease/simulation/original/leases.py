@@ -1,8 +1,8 @@
 """A model of the original: resource leases as spec/algorithms.md 5 to 7 describes them, literally.
 
 It is what our hosts share a disk with, bugs included (spec/algorithms.md 15); it exists for the
-explorer and for tests, and yields the same effects as our own protocols. Errors are the original's
-numbers. Written from the specification alone.
+explorer, the simulated cluster and tests, and yields the same effects as our own protocols. Errors
+are the original's numbers. Written from the specification alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from paxoslease.protocol.effects import (
     Standing,
     Write,
 )
-from paxoslease.simulation.explore_lives import Program
 from paxoslease.timing import SECOND_US, dead_us
 
 HELD = -243
@@ -358,8 +357,3 @@ def _free_leader(claim: Claim, standing: Standing, last: Leader | None) -> Proto
         write_timestamp=now_us // SECOND_US,
     ).sealed()
     return (yield from _write_leader(claim, free))
-
-
-def original(*, shared_too: bool = False) -> Program:
-    """Return the program of the original's hosts; `shared_too`: failed attempts may be shared."""
-    return Program("original", acquire, release, fail_shared if shared_too else None)

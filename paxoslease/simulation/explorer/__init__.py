@@ -1,0 +1,1 @@
+"""Small worlds in every possible order: the search, its worlds, and one order chosen by name."""
