@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from paxoslease.daemon.bridge import in_thread
 from paxoslease.daemon.connection import Connection
 from paxoslease.daemon.inherit import Inheritance
+from paxoslease.daemon.refusal import Refusal
 from paxoslease.daemon.slip import Slip
 from paxoslease.daemon.spaces import Stage
-from paxoslease.engine.adoption import quiesce, wake
+from paxoslease.engine.adoption import Quiet
 from paxoslease.engine.core import engine
 from paxoslease.engine.watchdog_base import WatchdogState
 from paxoslease.errors import PaxosleaseError
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 VARIABLE: Final = "PAXOSLEASE_HANDOVER"
 REST_S: Final = 2.0
+OPEN_S: Final = 5.0
 STEADY_S: Final = 300.0
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_SIGNAL: Final = signal.SIGUSR2
@@ -126,15 +128,22 @@ async def restart(daemon: Daemon, kept: Mapping[str, int]) -> None:
 
     kept: descriptors that are to be handed over beside the daemon's own.
     """
-    steady = await _await_steady(daemon)
-    if not steady:
+    if not await _await_steady(daemon):
         _log.error("restart called off: lockspaces are still being joined or left")
+        return
+    if not await _can_open_again():
+        return
+    if daemon.is_ending:
+        _log.error("restart called off: the daemon is shut down")
         return
     try:
         if await daemon.pause():
             await _execute(daemon, kept)
         else:
             _log.error("restart called off: a request does not end")
+    except Exception:
+        # Nobody waits for this task: what went wrong is said here or nowhere.
+        _log.critical("restart called off: internal error", exc_info=True)
     finally:
         daemon.go_on()
 
@@ -143,38 +152,72 @@ async def _await_steady(daemon: Daemon) -> bool:
     """Wait until no lockspace is being joined or left: these are not to be cut short."""
     try:
         async with asyncio.timeout(STEADY_S):
-            while any(s.stage is not Stage.JOINED or s.is_dead for s in daemon.spaces):
+            while not _is_steady(daemon):
                 await daemon.spaces.next_change()
     except TimeoutError:
         return False
     return True
 
 
-async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
-    changed = await in_thread(engine().files.changed_paths)
+def _is_steady(daemon: Daemon) -> bool:
+    return all(s.stage is Stage.JOINED and not s.is_dead for s in daemon.spaces)
+
+
+async def _can_open_again() -> bool:
+    """See that the next image can open what is open, while clients are served yet.
+
+    It would stand there with leases and no way to renew them. A disk that does not answer may hold
+    this up for ever, and must not hold up more.
+    """
+    try:
+        async with asyncio.timeout(OPEN_S):
+            changed = await in_thread(engine().files.changed_paths)
+    except TimeoutError:
+        _log.error("restart called off: a disk does not answer")
+        return False
+    except Refusal:
+        _log.error("restart called off: too many disks do not answer")
+        return False
     if changed:
-        # The next image would stand there with leases and no way to renew them.
         _log.error("restart called off: not to be opened again: %s", ", ".join(changed))
-        return
-    memberships = [s.membership for s in daemon.spaces if s.membership is not None]
-    unrest = await in_thread(quiesce, memberships, REST_S)
-    if unrest:
-        _log.error("restart called off: %s", "; ".join(unrest))
-        return
-    claimed = [space for space in daemon.spaces if space.watchdog is not None]
-    watchdogs: dict[str, list[Any]] = {}
+    return not changed
+
+
+async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
+    """Bring everything to rest and hand it over. All goes on if this ends, in whatever way."""
+    quiet = Quiet()
+    try:
+        memberships = [s.membership for s in daemon.spaces if s.membership is not None]
+        unrest = await in_thread(quiet.begin, memberships, REST_S)
+        if unrest:
+            _log.error("restart called off: %s", "; ".join(unrest))
+        elif daemon.is_ending:
+            _log.error("restart called off: the daemon is shut down")
+        elif not _is_steady(daemon):
+            # What was asked for last may have begun while requests came to their ends.
+            _log.error("restart called off: a lockspace is being joined or left, or has failed")
+        else:
+            _hand_over(daemon, kept)
+    except (OSError, PaxosleaseError, Refusal) as error:
+        _log.error("restart called off: %s", error)
+    finally:
+        # Nothing was executed, whatever the reason: without renewals every lease would be lost.
+        quiet.end()
+
+
+def _hand_over(daemon: Daemon, kept: Mapping[str, int]) -> None:
+    """Execute the program anew, with everything at rest. Raises OSError, PaxosleaseError."""
+    claimed = [space.watchdog for space in daemon.spaces if space.watchdog is not None]
+    file = -1
     try:
         for space in daemon.spaces:
             daemon.journal.space_changed(space)
-        for space in claimed:
-            assert space.watchdog is not None
-            watchdogs[space.name.hex()] = list(space.watchdog.detach())
         handover = Handover(
             dict(kept),
             [one.dump() for one in daemon.connections.values()],
             {s.name.hex(): s.listeners.descriptors() for s in daemon.spaces if s.listeners},
-            watchdogs,
-            daemon.journal.dump(),
+            {s.name.hex(): list(s.watchdog.detach()) for s in daemon.spaces if s.watchdog},
+            daemon.journal.dump(is_final=True),
             os.fsdecode(daemon.host_name),
             daemon.helper.pid if daemon.helper is not None else -1,
             {s.name.hex(): s.membership.member.table.dump() for s in daemon.spaces if s.membership},
@@ -190,13 +233,10 @@ async def _execute(daemon: Daemon, kept: Mapping[str, int]) -> None:
         # Until the next image catches them they would end it, and all leases with it.
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except (OSError, PaxosleaseError) as error:
-        _log.error("restart called off: %s", error)
     finally:
-        # Nothing was executed, whatever the reason: without renewals every lease would be lost.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         os.environ.pop(VARIABLE, None)
-        for space in claimed:
-            assert space.watchdog is not None
-            space.watchdog.undetach()
-        wake()
+        if file >= 0:
+            os.close(file)
+        for watchdog in claimed:
+            watchdog.undetach()

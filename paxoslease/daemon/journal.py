@@ -40,7 +40,8 @@ class Journal:
     def __init__(self, path: str, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """`known`: what a predecessor noted, to be kept until it is noted anew or dropped."""
         self._path = path
-        self._lines = {key: _line(key, value) for key, value in (known or {}).items()}
+        # This daemon renews before it can note that it did, so here no membership is final.
+        self._lines = {key: _line(key, _as_final(v, False)) for key, v in (known or {}).items()}
         self._live = sum(map(len, self._lines.values()))
         self._written = 0
         self._fd = -1
@@ -86,7 +87,7 @@ class Journal:
                 # Its failure is on its way to the loop.
                 _log.info("s%d is not to be continued: %s", space.number, error)
             else:
-                self._put(key, space.dump(dump_membership(state)))
+                self._put(key, _as_final(space.dump(dump_membership(state)), False))
                 return
         if key in self._lines:
             # A successor has to see to it that its users end, as we do.
@@ -182,9 +183,17 @@ class Journal:
         self._write(b"".join(self._lines.values()))
         os.rename(temporary, self._path)
 
-    def dump(self) -> dict[str, dict[str, Any]]:
-        """Return all that is noted, by key."""
-        return {key: json.loads(_text_of(line.rstrip(b"\n"))) for key, line in self._lines.items()}
+    def dump(self, *, is_final: bool = False) -> dict[str, dict[str, Any]]:
+        """Return all that is noted, by key; is_final: nothing is renewed any more after this."""
+        noted = {k: json.loads(_text_of(line.rstrip(b"\n"))) for k, line in self._lines.items()}
+        return {key: _as_final(value, is_final) for key, value in noted.items()}
+
+
+def _as_final(value: Mapping[str, Any], is_final: bool) -> dict[str, Any]:
+    """Return a note with the word whether its membership, if it is of one, was renewed later."""
+    if "membership" not in value or "is_over" in value:
+        return dict(value)
+    return {**value, "membership": {**value["membership"], "is_final": is_final}}
 
 
 def read_journal(path: str) -> dict[str, dict[str, Any]] | None:

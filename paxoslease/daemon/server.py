@@ -347,6 +347,11 @@ class Daemon:
             self._shutdown = asyncio.ensure_future(self._shut_down())
         return True
 
+    @property
+    def is_ending(self) -> bool:
+        """Tell whether a shutdown has begun."""
+        return self._shutdown is not None
+
     async def _shut_down(self) -> None:
         while self.spaces:
             for space in self.spaces:

@@ -11,6 +11,7 @@ Why the leases may be kept is argued in protocol/adoption.py.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,48 +27,68 @@ from paxoslease.protocol.adoption import Legacy
 from paxoslease.protocol.delta import Held, Lockspace
 from paxoslease.protocol.membership import Member
 
-_rests: list[tuple[Runner, Rest]] = []
 
+class Quiet:
+    """An attempt to bring all I/O of this process to rest; whoever makes one ends it, always.
 
-def quiesce(memberships: Sequence[Membership], timeout_s: float) -> tuple[str, ...]:
-    """Bring all I/O of this process to rest; return what keeps it from that.
-
-    Nothing returned: everything stands still until `wake`, and `Membership.snapshot` tells the
-    whole state. Else everything goes on, but for acquisitions that waited: they were cancelled.
-
-    Blocks for `timeout_s` s at most, which should be short beside io_timeout: no renewal begins
-    meanwhile. For one thread at a time, which hands over no new work before.
+    Thread-safe: `end` may come while `begin` still waits, or before it has begun. Then nothing
+    stays at rest.
     """
-    owner = engine()
-    assert not _rests, "everything rests already"
-    until = time.monotonic() + timeout_s
-    unrest: list[str] = []
-    owner.requests.cancel_all()
-    for what, runner, holds_timers in (
-        ("operations", owner.requests, False),
-        ("renewals", owner.renewals, True),
-    ):
-        rest = runner.rest(holds_timers=holds_timers)
-        _rests.append((runner, rest))
-        if not rest.await_reached(until - time.monotonic()):
-            unrest.append(f"{what} are still under way, or their disk does not answer")
-            break
-    unrest += (f"{_text(m.lockspace)}: {m.unrest}" for m in memberships if m.unrest)
-    if not unrest and not owner.requests.is_idle:
-        unrest.append("something was begun meanwhile")
-    if unrest:
-        wake()
-    else:
-        owner.is_resting = True
-    return tuple(unrest)
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # never held while anything is waited for
+        self._rests: list[tuple[Runner, Rest]] = []
+        self._is_over = False
 
-def wake() -> None:
-    """Let everything go on: nothing is handed over after all."""
-    engine().is_resting = False
-    while _rests:
-        runner, rest = _rests.pop()
-        runner.end_rest(rest)
+    def begin(self, memberships: Sequence[Membership], timeout_s: float) -> tuple[str, ...]:
+        """Bring everything to rest; return what keeps it from that.
+
+        Nothing returned: everything stands still until `end`, and `Membership.snapshot` tells the
+        whole state. Else everything goes on, but for acquisitions that waited: they were cancelled.
+
+        Blocks for `timeout_s` s at most, which should be short beside io_timeout: no renewal begins
+        meanwhile. One at a time; who calls it hands over no new work before.
+        """
+        owner = engine()
+        until = time.monotonic() + timeout_s
+        unrest: list[str] = []
+        owner.requests.cancel_all()
+        for what, runner, holds_timers in (
+            ("operations", owner.requests, False),
+            ("renewals", owner.renewals, True),
+        ):
+            if not self._stop(runner, until, holds_timers=holds_timers):
+                unrest.append(f"{what} are still under way, or their disk does not answer")
+                break
+        unrest += (f"{_text(m.lockspace)}: {m.unrest}" for m in memberships if m.unrest)
+        if not unrest and not owner.requests.is_idle:
+            unrest.append("something was begun meanwhile")
+        with self._lock:
+            if self._is_over:
+                unrest = ["it is not wanted any more"]
+            owner.is_resting = not unrest
+        if unrest:
+            self.end()
+        return tuple(unrest)
+
+    def _stop(self, runner: Runner, until: float, *, holds_timers: bool) -> bool:
+        """Have a runner stand still; False when it does not in time."""
+        with self._lock:
+            if self._is_over:
+                return True
+            rest = runner.rest(holds_timers=holds_timers)
+            self._rests.append((runner, rest))
+        return rest.await_reached(until - time.monotonic())
+
+    def end(self) -> None:
+        """Let everything go on: nothing is handed over after all."""
+        with self._lock:
+            self._is_over = True
+            if self._rests:
+                engine().is_resting = False
+            while self._rests:
+                runner, rest = self._rests.pop()
+                runner.end_rest(rest)
 
 
 def _text(name: bytes) -> str:

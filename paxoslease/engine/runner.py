@@ -72,7 +72,7 @@ class Rest:
         self._ended.wait()
 
     def await_reached(self, timeout_s: float) -> bool:
-        """Wait until the runner stands still; False when it does not in time."""
+        """Wait until the runner stands still, or the end; False when neither comes in time."""
         return self._reached.wait(max(0.0, timeout_s))
 
     @property
@@ -83,6 +83,7 @@ class Rest:
     def end(self) -> None:
         """Let the runner go on, or give the request up."""
         self._ended.set()
+        self._reached.set()
 
 
 class Runner:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import paxoslease
 from paxoslease import AdoptionRefused, BadState, LeaseHeld, LockspaceFailed, WatchdogError
+from paxoslease.daemon import handover
+from paxoslease.daemon.spaces import Stage
 from paxoslease.engine import adoption
+from paxoslease.engine.core import engine
 from paxoslease.engine.host import Membership
 from paxoslease.engine.processes import Wishes
 from paxoslease.engine.state import (
@@ -25,6 +30,7 @@ from paxoslease.engine.state import (
     load_membership,
 )
 from paxoslease.engine.watchdog import NoWatchdog, WdmdWatchdog
+from paxoslease.protocol.effects import Protocol, Sleep
 from paxoslease.protocol.outcome import Found
 from tests.system.rig import (
     DEAD_S,
@@ -61,7 +67,7 @@ def note():
 note()
 say("holding", space.generation, leases[0].fencing_token)
 if sys.stdin.readline().strip() == "exec":
-    unrest = adoption.quiesce([membership], 1.0)
+    unrest = adoption.Quiet().begin([membership], 1.0)
     assert not unrest, unrest
     note()
     os.execv(sys.executable, [sys.executable, "-c", os.environ["SECOND"], path, journal])
@@ -118,10 +124,11 @@ def left(disk: Disk, tmp_path: Path) -> Left:
 
 
 @pytest.fixture
-def awake() -> Iterator[None]:
-    """See to it that the engine of this process goes on."""
-    yield
-    adoption.wake()
+def quiet() -> Iterator[adoption.Quiet]:
+    """Give what brings the engine of this process to rest, and let it go on afterwards."""
+    made = adoption.Quiet()
+    yield made
+    made.end()
 
 
 # -- exec --------------------------------------------------------------------------------------
@@ -152,41 +159,43 @@ def test_exec_keeps_the_leases(disk: Disk, tmp_path: Path, monkeypatch: pytest.M
             pass
 
 
-def test_exec_that_is_called_off(disk: Disk, awake: None) -> None:
+def test_exec_that_is_called_off(disk: Disk, quiet: adoption.Quiet) -> None:
     """While everything rests nothing is renewed; afterwards it is, as if nothing had been."""
     with join(disk, 1) as space:
         membership = space._membership
         wait_for(space.renewals)
-        assert adoption.quiesce([membership], 1.0) == ()
+        assert quiet.begin([membership], 1.0) == ()
         state = membership.snapshot()
         assert state.is_final
         before = len(space.renewals())
         threading.Event().wait(3 * IO_TIMEOUT)
         assert len(space.renewals()) == before
         assert membership.snapshot() == state
-        adoption.wake()
+        quiet.end()
         wait_for(lambda: len(space.renewals()) > before)
         assert not membership.snapshot().is_final
         with disk.lease(space, 0):
             pass
 
 
-def test_the_guard_does_not_rest(disk: Disk, awake: None) -> None:
+def test_the_guard_does_not_rest(disk: Disk, quiet: adoption.Quiet) -> None:
     """Who rests for too long fails in time, and there is nothing to hand over any more."""
     with join(disk, 1) as space:
         lease = disk.lease(space, 0)
-        assert adoption.quiesce([space._membership], 1.0) == ()
+        assert quiet.begin([space._membership], 1.0) == ()
         renewed_us = space._membership.snapshot().renewed_us
         assert lease.lost.wait(FAIL_S + 1)
         assert boottime() * 1e6 <= renewed_us + (FAIL_S + 1) * 1e6
         with pytest.raises(LockspaceFailed):
             space._membership.snapshot()
         assert "failed" in space._membership.unrest
-        adoption.wake()
+        quiet.end()
         lease.release()
 
 
-def test_what_waits_is_cancelled_and_what_runs_is_waited_for(disk: Disk, awake: None) -> None:
+def test_what_waits_is_cancelled_and_what_runs_is_waited_for(
+    disk: Disk, quiet: adoption.Quiet
+) -> None:
     """An acquisition that waits ends with Cancelled, a release that is under way is done."""
     with join(disk, 1) as space, join(disk, 2) as other:
         held = disk.lease(other, 0)
@@ -197,25 +206,98 @@ def test_what_waits_is_cancelled_and_what_runs_is_waited_for(disk: Disk, awake: 
         )
         leases = space._membership.leases
         releasing = leases.start_release(mine._holding)
-        assert adoption.quiesce([space._membership, other._membership], 2.0) == ()
+        assert quiet.begin([space._membership, other._membership], 2.0) == ()
         assert releasing.result(0) is None
         assert waiting.operation is not None
         assert isinstance(waiting.operation.exception(0), paxoslease.Cancelled)
-        adoption.wake()
+        quiet.end()
         held.release()
 
 
-def test_what_cannot_rest_is_reported(disk: Disk, awake: None) -> None:
+def test_what_cannot_rest_is_reported(disk: Disk, quiet: adoption.Quiet) -> None:
     """A join that is under way cannot be handed over: everything goes on at once."""
     with join(disk, 1) as space:
         late = paxoslease.api._open(paxoslease.WantedLockspace(disk.path, SPACE, 2, io_timeout=1))
         late.start_join()
-        (reason,) = adoption.quiesce([space._membership, late], 1.0)
+        (reason,) = quiet.begin([space._membership, late], 1.0)
         assert reason == f"{SPACE}: it is being joined"
         late.await_join(10)
         before = len(space.renewals())
         wait_for(lambda: len(space.renewals()) > before)
         late.leave(10)
+
+
+def _slumber(duration_us: int) -> Protocol[None]:
+    yield Sleep(duration_us)
+
+
+def test_rest_that_is_ended_before_it_is_reached(disk: Disk, quiet: adoption.Quiet) -> None:
+    """Who does not wait any more for everything to rest leaves nothing at rest behind."""
+    with join(disk, 1) as space:
+        busy = engine().requests.start(_slumber(400_000), {})
+        unrest: list[tuple[str, ...]] = []
+        beginning = threading.Thread(
+            target=lambda: unrest.append(quiet.begin([space._membership], 2.0))
+        )
+        beginning.start()
+        wait_for(lambda: quiet._rests)
+        quiet.end()
+        beginning.join(10)
+        assert unrest == [("it is not wanted any more",)]
+        assert busy.result(10) is None
+        before = len(space.renewals())
+        wait_for(lambda: len(space.renewals()) > before)
+        assert not space._membership.snapshot().is_final
+
+
+def test_rest_that_is_ended_before_it_is_begun(disk: Disk, quiet: adoption.Quiet) -> None:
+    """The end may come first: the thread that was to begin had not been started yet."""
+    with join(disk, 1) as space:
+        quiet.end()
+        assert quiet.begin([space._membership], 1.0) == ("it is not wanted any more",)
+        before = len(space.renewals())
+        wait_for(lambda: len(space.renewals()) > before)
+
+
+class _Space:
+    """A lockspace of a daemon, as far as a restart looks at it."""
+
+    stage = Stage.JOINED
+    is_dead = False
+
+    def __init__(self, membership: Membership) -> None:
+        self.membership = membership
+
+
+class _Daemon:
+    """A daemon, as far as a restart that is not carried out looks at it."""
+
+    is_ending = False
+
+    def __init__(self, membership: Membership) -> None:
+        self.spaces = [_Space(membership)]
+
+
+def test_restart_that_is_cancelled_while_things_come_to_rest(disk: Disk) -> None:
+    """The task that restarts is cancelled at any moment: renewals go on."""
+
+    async def cancelled(daemon: Any) -> None:
+        restarting = asyncio.ensure_future(handover._execute(daemon, {}))
+        await asyncio.sleep(0.2)
+        restarting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await restarting
+
+    with join(disk, 1) as space:
+        busy = engine().requests.start(_slumber(600_000), {})
+        asyncio.run(cancelled(_Daemon(space._membership)))
+        assert busy.result(10) is None
+        # Longer than the attempt would have waited: what it had begun must not be left at rest.
+        before = boottime()
+        wait_for(lambda: boottime() > before + handover.REST_S)
+        before = len(space.renewals())
+        wait_for(lambda: len(space.renewals()) > before)
+        assert not space._membership.snapshot().is_final
 
 
 # -- a crash -----------------------------------------------------------------------------------
