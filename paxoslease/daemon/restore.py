@@ -28,10 +28,11 @@ from paxoslease.daemon.clients import Client, start_time
 from paxoslease.daemon.connection import Connection
 from paxoslease.daemon.entries import Entry, Phase
 from paxoslease.daemon.spaces import Space, Stage
+from paxoslease.engine.core import engine
 from paxoslease.engine.processes import send_signal
 from paxoslease.engine.state import LeaseState, load_lease, load_membership
 from paxoslease.engine.watchdog_base import WatchdogState
-from paxoslease.errors import BadState, PaxosleaseError
+from paxoslease.errors import BadState, LockspaceFailed, PaxosleaseError, StorageError
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ async def restore(
     starts it again expects it to be without it. Returns the names of the lockspaces that there
     were, when all are known to be good or not, or after a few seconds.
 
-    Raises BadState, StorageError, WatchdogError: it cannot be known what the clients hold.
+    Raises BadState, WatchdogError: it cannot be known what the clients hold.
     """
     try:
         return await _restore(daemon, notes, connections, watchdogs, handed_over)
@@ -98,7 +99,7 @@ async def _restore(
             client = _client(value, connections)
             by_number[client.number] = client
     found = [
-        (await _restore_space(daemon, value, notes, by_number, watchdogs), value)
+        (_restore_space(daemon, value, notes, by_number, watchdogs), value)
         for key, value in notes.items()
         if key.startswith("s")
     ]
@@ -176,7 +177,7 @@ def _follow_process(daemon: Daemon, client: Client) -> None:
         daemon.client_ended(client)
 
 
-async def _restore_space(
+def _restore_space(
     daemon: Daemon,
     value: Mapping[str, Any],
     notes: Notes,
@@ -186,17 +187,17 @@ async def _restore_space(
     """Attach the users of a lockspace; returns it, and what was being done whose end is unknown."""
     wanted = wire.parse_lockspace(bytes.fromhex(value["wanted"]))
     state = load_membership(value["membership"])
-    space = await daemon.spaces.resume(wanted, state, watchdogs.get(wanted.name))
+    space = daemon.spaces.resume(wanted, state, watchdogs.get(wanted.name))
     space.used = bool(value["used"])
     space.used_by_orphans = bool(value["used_by_orphans"])
     unknown: list[tuple[Entry, str, LeaseState | None]] = []
     for key, noted in notes.items():
         if key.startswith(f"e{wanted.name.hex()}:"):
-            unknown += await _restore_entry(daemon, space, noted, by_number)
+            unknown += _restore_entry(daemon, space, noted, by_number)
     return space, unknown
 
 
-async def _restore_entry(
+def _restore_entry(
     daemon: Daemon, space: Space, value: Mapping[str, Any], by_number: Mapping[int, Client]
 ) -> list[tuple[Entry, str, LeaseState | None]]:
     """Put a noted resource back; returns it with what was being done to it, if that is unknown."""
@@ -208,7 +209,7 @@ async def _restore_entry(
     assert membership is not None
     entry.phase = _PHASES[doing]
     if not doing and lease is not None:
-        entry.holding = await in_thread(membership.leases.restore, lease)
+        entry.holding = membership.leases.restore(lease)
         entry.shared, entry.lver = lease.shared, lease.lver
     tokens = [token for token in value["tokens"] if token[0] in by_number]
     is_lost = not doing and lease is None
@@ -243,11 +244,8 @@ async def _go_on(
     ended: clients that have ended meanwhile. is_over: it had failed or was being left, which is
     gone on with. keeps_unused: stay in it although nobody uses it.
     """
-    membership = space.membership
-    assert membership is not None
     try:
-        await in_thread(membership.start_join)
-        await in_thread(membership.await_join, None)
+        await _continue(daemon, space)
     except PaxosleaseError as error:
         _log.critical("s%d is not to be continued: %s", space.number, error)
         daemon.spaces.failed(space, str(error), error.code)
@@ -265,6 +263,7 @@ async def _go_on(
         _end_clients(daemon, space, ended)
         return
     _log.warning("s%d continued, host_id %d", space.number, space.wanted.host_id)
+    _open_disks(daemon, space)
     released = _end_clients(daemon, space, ended)
     settled = (_settle(daemon, entry, what, lease) for entry, what, lease in unknown)
     # Who asked for such a release is told that it is done.
@@ -272,6 +271,52 @@ async def _go_on(
     if not keeps_unused and not _is_used(daemon, space):
         daemon.spaces.leave(space)
         await space.ended.wait()
+
+
+async def _continue(daemon: Daemon, space: Space) -> None:
+    """Continue a membership. Raises PaxosleaseError when that fails, or its time has run out."""
+    membership = space.membership
+    assert membership is not None
+
+    def join() -> None:
+        membership.start_join()
+        membership.await_join(None)
+
+    joining = asyncio.ensure_future(in_thread(join))
+    while not joining.done() and not space.is_dead:
+        change = asyncio.ensure_future(daemon.spaces.next_change())
+        await asyncio.wait({joining, change}, return_when=asyncio.FIRST_COMPLETED)
+        change.cancel()
+    if not joining.done():
+        # Its disk does not even let it be opened; others must not wait for that.
+        joining.add_done_callback(lambda ended: ended.exception())
+        raise LockspaceFailed(space.name, space.failure)
+    await joining
+
+
+def _open_disks(daemon: Daemon, space: Space) -> None:
+    """Have the disks of what is held opened, each on its own: one that hangs holds up no other."""
+    paths = {
+        os.fsdecode(disk.path)
+        for entry in daemon.registry.of_space(space)
+        for disk in entry.resource.disks
+    }
+    for path in sorted(paths):
+        if not engine().files.is_open(path):
+            daemon.registry.in_background(_open_disk(daemon, space, path))
+
+
+async def _open_disk(daemon: Daemon, space: Space, path: str) -> None:
+    """Open a disk of what is held; those who cannot do without it are stopped if it is gone."""
+    try:
+        await in_thread(engine().files.fulfil, path)
+    except StorageError as error:
+        _log.critical("s%d has lost a disk: %s", space.number, error)
+        for entry in daemon.registry.of_space(space):
+            disks = [os.fsdecode(disk.path) for disk in entry.resource.disks]
+            are_open = sum(map(engine().files.is_open, disks))
+            if path in disks and 2 * are_open <= len(disks):
+                _kill(token.client for token in entry.tokens)
 
 
 def _end_clients(daemon: Daemon, space: Space, ended: Sequence[Client]) -> list[asyncio.Task[None]]:

@@ -201,7 +201,8 @@ class Spaces:
             space.join_number = number_of(error)
             if space.aborted.is_set() and isinstance(error, PaxosleaseError):
                 space.join_number = -201
-            _log.error("s%d join failed %d: %s", space.number, space.join_number, error)
+            reason = error.__cause__ or error
+            _log.error("s%d join failed %d: %s", space.number, space.join_number, reason)
             self._end(space)
         else:
             space.join_number = 0
@@ -313,19 +314,19 @@ class Spaces:
         space.listeners = self.make_listeners(space)
         return outbox
 
-    async def resume(
+    def resume(
         self, wanted: wire.Lockspace, state: MembershipState, claim: WatchdogState | None
     ) -> Space:
         """Take in a lockspace of a predecessor, before it is known whether it may be continued.
 
-        Raises BadState, WatchdogError, DiskError, UnsuitableDevice.
+        Raises BadState, WatchdogError.
         """
         space = Space(self._next_number(), wanted, state.timing, self._renewals())
         watchdog = self._watchdog(space)
         if claim is not None:
             watchdog.attach(claim)
         on_event = self._listener(space, asyncio.get_running_loop())
-        membership = await in_thread(resume_membership, state, watchdog, on_event)
+        membership = resume_membership(state, watchdog, on_event)
         outbox = self._attach(space, membership)
         if state.advertiser is not None:
             outbox.restore(state.advertiser)
@@ -394,6 +395,7 @@ class Spaces:
         space.is_dead = True
         self._journal.space_changed(space)
         self.registry.space_died(space)
+        self.changed()
         self.start(self._clear(space))
 
     async def _clear(self, space: Space) -> None:

@@ -58,6 +58,12 @@ class DirectFile:
         self.size_bytes = size_bytes
         self.is_block = is_block
 
+    def become(self, other: DirectFile) -> None:
+        """Take over what another object has of the same path; this one was not open."""
+        self.sector_size, self.size_bytes = other.sector_size, other.size_bytes
+        self.is_block = other.is_block
+        self.fd, other.fd = other.fd, -1
+
     def close(self) -> None:
         """Close the file. Nothing of it may be in flight."""
         if self.fd >= 0:

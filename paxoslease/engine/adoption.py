@@ -104,15 +104,16 @@ def resume_membership(
 
     Its leases are restored and its processes guarded before `start_join`: if the membership turns
     out not to be good any more it counts as failed, and they are stopped. Whoever calls this holds
-    the lock that the predecessor held all its life. Opens the file and reads nothing.
+    the lock that the predecessor held all its life. Never blocks: the file is opened by
+    `start_join`, when the guard watches over the time that this takes.
 
-    Raises BadState (another boot), DiskError, UnsuitableDevice.
+    Raises BadState (another boot).
     """
     here = boot_identity()
     if state.boot != here:
         raise BadState("state of a membership", "boot", here, state.boot)
     owner = engine()
-    file = owner.files.hold(state.path)
+    file = owner.files.promise(state.path)
     space = Lockspace(state.name, Area(state.path, state.offset, state.sizes))
     member = Member(space, state.host_id, state.host_name, state.timing)
     legacy = Legacy(Held(state.leader, state.renewed_us, state.certain), state.is_final)

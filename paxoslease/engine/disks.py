@@ -222,6 +222,8 @@ class Disks:
         file = operation.files.get(path)
         if file is None:
             raise DiskError(path, effect.offset, "open", errno.ENOENT, "it was not opened before")
+        if file.fd < 0:
+            raise DiskError(path, effect.offset, "open", errno.ENXIO, "it is not open yet")
         is_write = type(effect) is Write
         nbytes = _length(effect)
         if not 0 <= effect.offset <= OFFSET_MAX - nbytes:

@@ -250,31 +250,40 @@ class Membership(Context):
     def start_join(self) -> None:
         """Begin to acquire the host id, or to go on with a predecessor's.
 
-        Raises WatchdogError, LockspacePresent.
+        Raises WatchdogError, LockspacePresent; with a predecessor's, which opens the file and may
+        block, DiskError, UnsuitableDevice and LockspaceFailed, too.
         """
         self.engine.enter(self.member)
         try:
             if self._legacy is None:
                 self._watchdog.connect()
-            elif not self._watchdog.is_connected:
-                reason = "the predecessor's claim was not handed over; it resets this host"
-                raise WatchdogError(self.lockspace, reason)
+            else:
+                self._prepare(self._legacy)
         except BaseException as error:
             self.engine.leave(self.member)
             if self._legacy is not None:
                 self._refused(error)
             raise
-        if self._legacy is None:
-            life = live(self.member)
-        else:
-            life = resume(self.member, self._legacy)
-            # The disk may not answer, or the renewal thread hang in it: the clock goes on (M2).
-            timing = self.member.timing
-            expires_us = self._legacy.held.renewed_us + timing.fail_us
-            self.member.limit_us = max(expires_us, now_us() + 2 * timing.io_us)
-            self._start_guard()
+        life = live(self.member) if self._legacy is None else resume(self.member, self._legacy)
         self._life = self.engine.renewals.start(life, {self.file.path: self.file}, self)
         self._life.on_end(self._life_ended)
+
+    def _prepare(self, legacy: Legacy) -> None:
+        """See that a predecessor's membership can be gone on with, by the clock.
+
+        The disk may not answer, or a thread hang in it: the clock goes on (M2). Raises as
+        `start_join`.
+        """
+        if not self._watchdog.is_connected:
+            reason = "the predecessor's claim was not handed over; it resets this host"
+            raise WatchdogError(self.lockspace, reason)
+        timing = self.member.timing
+        expires_us = legacy.held.renewed_us + timing.fail_us
+        self.member.limit_us = max(expires_us, now_us() + 2 * timing.io_us)
+        self._start_guard()
+        self.engine.files.fulfil(self.file.path)
+        if not self._has_file:
+            raise LockspaceFailed(self.lockspace, "it was given up while its disk was opened")
 
     def await_join(self, timeout_s: float | None) -> None:
         """Wait until joined. Raises what delta.acquire raises, Cancelled, TimeoutError."""

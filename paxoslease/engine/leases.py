@@ -176,8 +176,9 @@ class Leases:
         places: Sequence[tuple[str, int]],
         phase: Phase,
         sizes: Sizes | None = None,
+        take: Callable[[str], DirectFile] | None = None,
     ) -> tuple[Holding, Claim]:
-        """Enter a lease into the registry and open its files.
+        """Enter a lease into the registry and open its files, or `take` them.
 
         Raises LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed.
         """
@@ -193,14 +194,18 @@ class Leases:
             if self.lost.is_set():
                 holding.lost.set(self.lost.reason)
         try:
-            return holding, self._claim(holding, places, sizes)
+            return holding, self._claim(holding, places, sizes, take or self._engine.files.hold)
         except BaseException:
             holding.paths = ()
             self._remove(holding)
             raise
 
     def _claim(
-        self, holding: Holding, places: Sequence[tuple[str, int]], sizes: Sizes | None
+        self,
+        holding: Holding,
+        places: Sequence[tuple[str, int]],
+        sizes: Sizes | None,
+        take: Callable[[str], DirectFile],
     ) -> Claim:
         """Open the files of a holding and return the claim on its resource.
 
@@ -211,7 +216,7 @@ class Leases:
         held: list[DirectFile] = []
         try:
             for path in holding.paths:
-                held.append(self._engine.files.hold(path))
+                held.append(take(path))
         except BaseException:
             for file in held:
                 self._engine.files.drop(file.path)
@@ -296,13 +301,15 @@ class Leases:
         return lease_state(self.check(holding))
 
     def restore(self, state: LeaseState) -> Holding:
-        """Hold what a predecessor held; opens the files, and reads nothing.
+        """Hold what a predecessor held; never blocks: its files are to be opened (Files.fulfil).
 
         It counts once the membership has joined. Raises BadState (not of this membership),
-        LeaseBusy, DiskError, UnsuitableDevice, LockspaceFailed.
+        LeaseBusy, LockspaceFailed.
         """
         self._check_state(state)
-        holding, claim = self._enter(state.name, state.places, Phase.CONVERTING, state.sizes)
+        holding, claim = self._enter(
+            state.name, state.places, Phase.CONVERTING, state.sizes, self._engine.files.promise
+        )
         with self._lock:
             holding.lease = Lease(claim, state.leader, state.own, state.shared)
             holding.phase = Phase.HELD

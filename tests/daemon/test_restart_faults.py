@@ -1,0 +1,170 @@
+"""Restarts while something is wrong: disks that hang, a run directory that is full."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paxoslease.client import Connection
+from paxoslease.wire.sanlock import Disk, Lockspace, Resource
+from tests.compat.peer import wait_until
+from tests.daemon.daemons import REPOSITORY
+from tests.daemon.restart_rig import IO_TIMEOUT_S, MIB, SPACE, RestartedHost, await_end
+from tests.daemon.scripts.faults import FuseMissing, require_fuse
+
+OTHER = "OTHER"
+
+
+class HangingDisk:
+    """A second lockspace, on a file system that answers nothing while it is told to hang."""
+
+    def __init__(self, directory: Path) -> None:
+        self._where = directory / "hanging"
+        self._where.mkdir()
+        backing = directory / "hanging-backing"
+        with backing.open("wb") as file:
+            file.truncate(4 * MIB)
+        words = [str(self._where), str(backing), "0", "disk"]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.daemon.ill_fs", *words],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+        )
+        self.path = self._where / "disk"
+        wait_until(lambda: os.path.ismount(self._where), 10, "the file system is mounted")
+
+    def hang(self) -> None:
+        """Answer nothing from now on, not even who opens the file."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """End it; whoever waits for it gets an error."""
+        if self._process.returncode is not None:
+            return
+        self._process.kill()
+        self._process.communicate()
+        subprocess.run(["fusermount3", "-u", "-z", str(self._where)], check=True)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[HangingDisk]:
+    try:
+        require_fuse()
+    except FuseMissing as error:
+        pytest.skip(str(error))
+    disk = HangingDisk(tmp_path)
+    yield disk
+    disk.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[RestartedHost]:
+    with RestartedHost(tmp_path) as made:
+        made.format()
+        made.join()
+        yield made
+
+
+def _join_other(host: RestartedHost, path: Path) -> None:
+    """Join a second lockspace, in which there is r0."""
+    space = Lockspace(OTHER.encode(), 1, disk=Disk(os.fsencode(path)))
+    with host.connection() as connection:
+        connection.write_lockspace(space._replace(host_id=0), IO_TIMEOUT_S)
+        connection.add_lockspace(space, IO_TIMEOUT_S)
+        place = Disk(os.fsencode(path), MIB)
+        connection.write_resource(Resource(OTHER.encode(), b"r0", disks=(place,)))
+
+
+def _other(path: Path) -> list[object]:
+    return [OTHER, "r0", str(path), MIB, 0]
+
+
+def _serves(host: RestartedHost, limit_s: float = 15.0) -> None:
+    """See that a request is answered."""
+    with Connection(str(host.daemon.run_dir), timeout_s=limit_s) as connection:
+        connection.get_lockspaces()
+
+
+def test_disk_that_hangs_does_not_hold_up_a_restart(
+    host: RestartedHost, hanging: HangingDisk
+) -> None:
+    """The restart is called off, and clients are served all the time."""
+    _join_other(host, hanging.path)
+    agent = host.agent()
+    agent("acquire", resources=[host.resource(0)])
+    hanging.hang()
+    host.ask_restart()
+    host.until(lambda: host.log_has("called off"), "it is called off")
+    _serves(host)
+    agent("release", resources=[host.resource(0)])
+    hanging.close()
+
+
+def test_disk_that_hangs_does_not_hold_up_a_successor(
+    host: RestartedHost, hanging: HangingDisk
+) -> None:
+    """After a crash the leases of other lockspaces are gone on with.
+
+    Who uses leases of the lockspace on that disk is stopped when he has to be.
+    """
+    _join_other(host, hanging.path)
+    agent, lost = host.agent(), host.agent()
+    agent("acquire", resources=[host.resource(0)])
+    lost("acquire", resources=[_other(hanging.path)])
+    renewed = time.monotonic()
+    host.crash()
+    hanging.hang()
+    host.daemon.start_again()
+    host._note_helpers()
+    _serves(host)
+    assert list(agent("held")) == ["r0"]
+    agent("acquire", resources=[host.resource(1)])
+    assert await_end(lost) == -signal.SIGTERM
+    assert time.monotonic() < renewed + 8 * IO_TIMEOUT_S + 5
+    host.until(lambda: host.log_has("lockspace gone"), "the lockspace is cleared")
+    agent("release", resources=[host.resource(0), host.resource(1)])
+    hanging.close()
+
+
+def test_lockspace_whose_disk_is_gone_ends_alone(host: RestartedHost, tmp_path: Path) -> None:
+    """After a crash only those are stopped whose lockspace cannot be gone on with."""
+    path = tmp_path / "other"
+    with path.open("wb") as file:
+        file.truncate(4 * MIB)
+    _join_other(host, path)
+    agent, lost = host.agent(), host.agent()
+    agent("acquire", resources=[host.resource(0)])
+    lost("acquire", resources=[_other(path)])
+    host.crash()
+    path.unlink()
+    host.start()
+    assert await_end(lost) == -signal.SIGTERM
+    assert list(agent("held")) == ["r0"]
+    agent("release", resources=[host.resource(0)])
+
+
+def test_lease_whose_disk_is_gone_ends_alone(host: RestartedHost, tmp_path: Path) -> None:
+    """After a crash those are stopped whose leases lie on a disk that is not there any more."""
+    path = tmp_path / "other"
+    with path.open("wb") as file:
+        file.truncate(4 * MIB)
+    resource = [SPACE, "elsewhere", str(path), MIB, 0]
+    with host.connection() as connection:
+        place = Disk(os.fsencode(path), MIB)
+        connection.write_resource(Resource(SPACE.encode(), b"elsewhere", disks=(place,)))
+    agent, lost = host.agent(), host.agent()
+    agent("acquire", resources=[host.resource(0)])
+    lost("acquire", resources=[resource])
+    host.crash()
+    path.unlink()
+    host.start()
+    assert await_end(lost) == -signal.SIGKILL
+    assert list(agent("held")) == ["r0"]
+    agent("release", resources=[host.resource(0)])
