@@ -16,7 +16,9 @@ from typing import Any
 
 import mfusepy
 
-MODES = ("good", "read-error", "write-error", "read-hang", "write-hang")
+MODES = (
+    "good", "read-error", "write-error", "read-hang", "write-hang", "open-hang", "close-hang",
+)  # fmt: skip
 
 
 class FaultyDisk(mfusepy.Operations):  # type: ignore[misc]
@@ -38,6 +40,13 @@ class FaultyDisk(mfusepy.Operations):  # type: ignore[misc]
 
     def readdir(self, path: str, fh: int) -> list[str]:
         return [".", "..", "disk"]
+
+    def open(self, path: str, flags: int) -> int:
+        self._suffer("open")
+        return 0
+
+    def flush(self, path: str, fh: int) -> None:
+        self._suffer("close")
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         self._suffer("read")

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-import unittest
-from pathlib import Path
-
-from tests.compat.peer import wait_until
+from tests.cli.ill_file import FuseMissing as FuseMissing, IllFile, require_fuse as require_fuse
 from tests.daemon import wire
-from tests.daemon.daemons import REPOSITORY
 from tests.daemon.scripts.common import (
     SPACE,
     format_resources,
@@ -26,45 +18,13 @@ from tests.daemon.stage import MIB, Differs, Stage
 from tests.daemon.wire import Cmd, acquire, convert, release, request
 
 
-class FuseMissing(unittest.SkipTest):
-    """There is no FUSE here, or we are not root."""
-
-
-def require_fuse() -> None:
-    """Raise FuseMissing when there can be no file system of ours."""
-    if os.geteuid() != 0 or not Path("/dev/fuse").exists() or shutil.which("fusermount3") is None:
-        raise FuseMissing("a disk that fails needs root and FUSE (fusermount3)")
-
-
-class IllDisk:
-    """A file on a file system of ours that falls ill when told to."""
+class IllDisk(IllFile):
+    """A disk of a stage that can be made to fail or hang."""
 
     def __init__(self, stage: Stage, mib: int) -> None:
         backing = stage.file("backing", mib)
-        self._mode = stage.directory / "mode"
-        self._where = stage.directory / "ill"
-        self._where.mkdir()
-        self.become("good")
-        words = [str(self._where), str(backing), str(self._mode)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cli.faulty_fs", *words], cwd=REPOSITORY
-        )
-        stage.keep(self._close)
-        self.path = self._where / "disk"
-        wait_until(lambda: os.path.ismount(self._where), 10, "the file system is mounted")
-
-    def become(self, mode: str) -> None:
-        """Choose how the disk is from now on."""
-        new = Path(f"{self._mode}.new")
-        new.write_text(mode)
-        new.rename(self._mode)
-
-    def _close(self) -> None:
-        self.become("good")
-        subprocess.run(["fusermount3", "-u", "-z", str(self._where)], check=True)
-        # It would go on as long as a mount namespace that somebody made meanwhile.
-        self._process.terminate()
-        self._process.wait(timeout=20)
+        super().__init__(stage.directory, backing)
+        stage.keep(self.close)
 
 
 def errors(stage: Stage) -> None:
