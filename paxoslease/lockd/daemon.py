@@ -1,8 +1,7 @@
-"""The lock daemon: one thread, one loop, many clients, none of which can keep another waiting.
+"""The lock daemon: one loop, many clients, none of which can keep another waiting.
 
-Serving a request only looks at tables and at file names (a file system that hangs does hang the
-daemon, as it hangs virtlockd). Everything that takes time beside that, a slow client or a process
-that is being stopped, is waited for by the loop.
+Whatever takes time is waited for by the loop: a slow client, a process that is being stopped, and,
+in threads that do nothing else, a file system (see `work`; one that hangs hangs all of virtlockd).
 
 Locks are records of this process in the kernel. They end with it, so a new program takes its place
 without ending it (`handover`), and an end on demand stops first whoever relies on them.
@@ -25,16 +24,20 @@ from typing import Final
 
 from paxoslease.lockd import processes
 from paxoslease.lockd.connection import Connection
+from paxoslease.lockd.hangups import Hangups
 from paxoslease.lockd.places import Listener, Places
 from paxoslease.lockd.processes import Peer, peer_of
 from paxoslease.lockd.session import Session
 from paxoslease.lockd.space import LockTable
+from paxoslease.lockd.work import Work
 
 _log = logging.getLogger(__name__)
 
 MAX_CLIENTS_DEFAULT: Final = 1024
 _ACCEPTED_AT_ONCE_MAX: Final = 16
 _ACCEPT_AGAIN_AFTER_S: Final = 1.0
+# How long the end waits for files to be closed, and those that were made for locks to be removed.
+_FILES_LIMIT_S: Final = 3.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -60,8 +63,11 @@ class Daemon:
         self.stopping: dict[int, tuple[int, asyncio.Task[None]]] = {}  # by pidfd: pid, its end
         self.end_signal = 0
         self.next_client_id = 1
+        self.work = Work(self._work_is_done)
+        self.hangups = Hangups()
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
+        self._settled = asyncio.Event()
         self._is_accepting = False
         self._idle: asyncio.TimerHandle | None = None
 
@@ -99,6 +105,40 @@ class Daemon:
             connection.close()
         while self.stopping:
             await asyncio.wait([task for _, task in self.stopping.values()])
+        if not await self._settles(_FILES_LIMIT_S):
+            _log.error("files_hang operations=%d", self.work.count)
+
+    # -- a moment without operations
+
+    async def is_quiet(self, limit_s: float) -> bool:
+        """Begin nothing more, and wait until nothing is under way; False after `limit_s`.
+
+        If it is True it stays so until `go_on`.
+        """
+        for connection in list(self.connections.values()):
+            connection.hold(is_held=True)
+        self._pause_accepting()
+        return await self._settles(limit_s)
+
+    def go_on(self) -> None:
+        """Serve again."""
+        for connection in list(self.connections.values()):
+            connection.hold(is_held=False)
+        self._look_at_clients()
+
+    async def _settles(self, limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                while self.work.count:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _work_is_done(self) -> None:
+        self._settled.set()
+        self._look_at_idleness()
 
     # -- clients
 
@@ -142,27 +182,33 @@ class Daemon:
         """Take a client into the table; it is served once it is started."""
         number = number or self.next_client_id
         self.next_client_id = max(self.next_client_id, number) + 1
-        connection = Connection(
-            client, session, peer.pid, peer.pidfd, lambda ended: self._left(number, ended)
-        )
+        connection = Connection(client, session, peer, number, self)
         self.connections[number] = connection
         return connection
 
-    def _left(self, number: int, connection: Connection) -> None:
+    def left(self, connection: Connection) -> None:
         """Release what a process held when its own connection has ended, then stop it.
 
         The end of a connection that spoke for another process means nothing.
         """
-        del self.connections[number]
+        del self.connections[connection.number]
         owner = connection.session.owner
         if owner is not None and owner.pid == connection.pid:
-            count = self.table.release_owner(owner.pid)
-            if count:
-                _log.info("owner_left pid=%d resources=%d", owner.pid, count)
+            drops = self.table.release_owner(owner.pid)
+            for drop in drops:
+                self.work.start(drop, lambda _: None)
+            if drops:
+                _log.info("owner_left pid=%d resources=%d", owner.pid, len(drops))
                 pidfd = connection.take_pidfd()
                 if pidfd is not None:
                     self.stop_process(owner.pid, pidfd)
         self._look_at_clients()
+
+    def matters(self, connection: Connection) -> bool:
+        """Tell whether the end of a connection would cost somebody a lock."""
+        owner = connection.session.owner
+        is_own = owner is not None and owner.pid == connection.pid
+        return is_own and self.table.concerns(connection.pid)
 
     def stop_process(self, pid: int, pidfd: int) -> None:
         """Stop a process without waiting for it. Takes over the pidfd."""
@@ -188,14 +234,15 @@ class Daemon:
             self._is_accepting = False
 
     def _look_at_idleness(self) -> None:
-        if self.settings.timeout_s is None:
+        if self.settings.timeout_s is None or self.is_ending:
             return
         if self._idle is not None:
             self._idle.cancel()
         self._idle = None
         # Locks that were taken for others outlive the connection. virtlockd ends all the same and
         # leaves their owners without them.
-        if not self.connections and next(self.table.held(), None) is None:
+        is_free = not self.work.count and next(self.table.held(), None) is None
+        if not self.connections and is_free:
             self._idle = self._loop.call_later(self.settings.timeout_s, self.end)
 
 

@@ -7,6 +7,9 @@ file that a running virtlockd executes on SIGUSR1 has been replaced by this prog
 virtlockd's locks and clients. What virtlockd does not know of, half a request for instance, stands
 in a member of its own, "paxoslease".
 
+No operation is under way then, and no other thread is left. A descriptor that an operation has just
+opened would be closed by exec, and with it any lock on its file would go.
+
 Signals are blocked from before exec until the new image can handle them: one that comes meanwhile
 would end the process, and all locks with it.
 """
@@ -26,10 +29,11 @@ from typing import Any, Final
 
 from paxoslease.lockd.connection import Connection
 from paxoslease.lockd.daemon import Daemon
+from paxoslease.lockd.files import identity_of
 from paxoslease.lockd.places import ADMIN_SOCKET_NAME, SOCKET_NAME, Listener, PidFile
 from paxoslease.lockd.processes import Peer, peer_of
 from paxoslease.lockd.session import Owner, Session
-from paxoslease.lockd.space import LockTable, Resource, identity_of
+from paxoslease.lockd.space import LockTable, Resource
 from paxoslease.wire.virtlock import AcquireFlag
 
 _log = logging.getLogger(__name__)
@@ -53,11 +57,15 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 def execute(daemon: Daemon, pid_file: PidFile | None) -> None:
-    """Become a new image of the program. Returns when that is not possible; nothing has changed."""
+    """Become a new image of the program. Returns when that is not possible; nothing has changed.
+
+    To be called when the daemon is quiet.
+    """
     path = daemon.settings.places.state
     descriptors = _descriptors(daemon, pid_file)
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     try:
+        daemon.work.end_threads()
         _write(path, exported(daemon, pid_file))
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from paxoslease.errors import ConfigError, PaxosleaseError
-from paxoslease.lockd.space import Identity, identity_of, names_file
+from paxoslease.lockd.files import Identity, identity_of, names_file
 
 _log = logging.getLogger(__name__)
 

@@ -27,6 +27,9 @@ from paxoslease.lockd.space import LockTable
 _log = logging.getLogger(__name__)
 
 _TRIAL_LIMIT_S: Final = 10.0
+# A restart that a file system holds up must not hold up clients.
+_QUIET_LIMIT_S: Final = 1.0
+_RESTART_AGAIN_S: Final = 10.0
 TRIAL_VARIABLE: Final = "PAXOSLEASE_LOCKD_TRIAL"
 
 
@@ -89,17 +92,19 @@ class _Restart:
     """SIGUSR1: become a new image of the program, after a trial whether there is one.
 
     A new image that does not start would take all locks with it. The trial is the same command,
-    with a variable in its environment that lets it end when everything is loaded.
+    with a variable in its environment that lets it end when everything is loaded. While a file
+    system hangs the restart is tried again from time to time.
     """
 
     def __init__(self, daemon: Daemon, pid_file: PidFile) -> None:
         self._daemon = daemon
         self._pid_file = pid_file
         self._trial: subprocess.Popen[bytes] | None = None
+        self._replacing: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Start the trial, unless it is under way or the daemon is ending anyway."""
-        if self._trial is not None or self._daemon.is_ending:
+        if self._trial is not None or self._replacing is not None or self._daemon.is_ending:
             return
         loop = asyncio.get_running_loop()
         try:
@@ -126,6 +131,18 @@ class _Restart:
         if status:
             _log.error("restart_failed error=%s", f"the new program ends with status {status}")
             return
+        if not self._daemon.is_ending:
+            self._replacing = asyncio.get_running_loop().create_task(self._replace())
+
+    async def _replace(self) -> None:
+        """Become the new image as soon as nothing is under way."""
+        is_quiet = await self._daemon.is_quiet(_QUIET_LIMIT_S)
+        self._replacing = None
         if self._daemon.is_ending:
             return
-        handover.execute(self._daemon, self._pid_file)
+        if is_quiet:
+            handover.execute(self._daemon, self._pid_file)
+        else:
+            _log.warning("restart_waits operations=%d", self._daemon.work.count)
+            asyncio.get_running_loop().call_later(_RESTART_AGAIN_S, self.begin)
+        self._daemon.go_on()

@@ -1,15 +1,19 @@
 """What one connection may do, and the answers that it gets: bytes in, bytes out, no socket.
 
+Answering is an operation (see `work`), since it may have to wait for a file system.
+
 Source: spec/lock-drivers.md 8.3 (odd input, order of the checks), 8.4 (keepalive), 9 (procedures).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from paxoslease.lockd import failures
 from paxoslease.lockd.failures import LockRefused
 from paxoslease.lockd.space import LockTable
+from paxoslease.lockd.work import Operation
 from paxoslease.wire.virtlock import (
     HEADER_SIZE,
     KEEPALIVE_PROGRAM,
@@ -59,11 +63,12 @@ class Session:
         self.owner = owner
         self.is_restricted = is_restricted
 
-    def answer(self, message: bytes) -> bytes:
+    def answer(self, message: bytes, is_there: Callable[[], bool]) -> Operation[bytes]:
         """Serve a message; return what is to be sent, nothing for what gets no answer.
 
-        Raises XdrError when the message has no header, or should say how many descriptors follow
-        it and does not: there is no answer then but to hang up.
+        is_there: tells whether the client still waits for it. Raises XdrError, before it waits for
+        anything, when the message has no header, or should say how many descriptors follow it and
+        does not: there is no answer then but to hang up.
         """
         header = parse_header(message)
         if header[:4] == (KEEPALIVE_PROGRAM, VERSION, Keepalive.PING, MessageType.MESSAGE):
@@ -75,12 +80,12 @@ class Session:
             parse_descriptor_count(message)
             arguments_at += WORD_SIZE
         try:
-            self._perform(_call(header, message, arguments_at))
+            yield from self._perform(_call(header, message, arguments_at), is_there)
         except LockRefused as refused:
             return pack_reply(header, refused.failure)
         return pack_reply(header)
 
-    def _perform(self, call: Call) -> None:
+    def _perform(self, call: Call, is_there: Callable[[], bool]) -> Operation[None]:
         if not isinstance(call, CreateLockspace):
             unknown = call.flags & ~_KNOWN_FLAGS.get(call.procedure, 0)
             if unknown:
@@ -91,15 +96,15 @@ class Session:
             case Register():
                 self._register(call)
             case CreateLockspace():
-                self._table.create_lockspace(call.path)
+                yield from self._table.create_lockspace(call.path)
             case Restrict():
                 self._registered()
                 self.is_restricted = True
             case New():
                 self._registered()
-                self._table.new_lockspace(call.path)
+                yield from self._table.new_lockspace(call.path)
             case ResourceCall():
-                self._perform_on_resource(call, self._registered().pid)
+                yield from self._on_resource(call, self._registered().pid, is_there)
 
     def _register(self, call: Register) -> None:
         if not call.owner_id:
@@ -111,16 +116,19 @@ class Session:
             raise failures.unregistered()
         return self.owner
 
-    def _perform_on_resource(self, call: ResourceCall, pid: int) -> None:
+    def _on_resource(
+        self, call: ResourceCall, pid: int, is_there: Callable[[], bool]
+    ) -> Operation[None]:
+        where = call.path, call.name
         match call.procedure:
             case Procedure.CREATE_RESOURCE:
-                self._table.create_resource(call.path, call.name)
+                return self._table.create_resource(*where)
             case Procedure.DELETE_RESOURCE:
-                self._table.delete_resource(call.path, call.name)
+                return self._table.delete_resource(*where)
             case Procedure.ACQUIRE_RESOURCE:
-                self._table.acquire(call.path, call.name, pid, AcquireFlag(call.flags))
+                return self._table.acquire(*where, pid, AcquireFlag(call.flags), is_there)
             case _:
-                self._table.release(call.path, call.name, pid)
+                return self._table.release(*where, pid)
 
 
 def _call(header: Header, message: bytes, arguments_at: int) -> Call:

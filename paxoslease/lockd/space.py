@@ -14,37 +14,34 @@ Three rules follow.
 A lock file that was created for a lock is removed while the lock is held; whoever locks such a
 file therefore looks afterwards whether it still is the one that the path names.
 
-Everything here is called from one thread and never waits but for the file system.
+A file system may take any time for each step, so everything that touches files is an operation (see
+`work`): others go on meanwhile, and each finds the table as it is between two steps.
+
+4. A file is reserved from the moment in which it is known which one was opened until all its
+   descriptors are closed, so rules 1 and 2 hold for what is not locked yet and not closed yet.
+   Who meets a file that is in use by an operation, by whatever name, tries again when that is over.
+5. Operations on one resource take turns. What is said about it is said after what was asked first.
+6. No lock is had that nobody knows of. An acquire goes on until the file system has answered, and
+   only then enters the resource into the table, in the same step in which it looks whether its
+   owner has left and whether the one that asked is still there to be told; if not, the lock is
+   given up at once. What leaves before that step is noticed by it, what leaves after it finds the
+   resource in the table. A release, once begun, is carried out whoever has left.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
-import logging
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from paxoslease.lockd import failures
+from paxoslease.lockd import failures, files
+from paxoslease.lockd.files import Identity, identity_of
+from paxoslease.lockd.work import Operation, Turn, Until, on_files
 from paxoslease.wire.virtlock import AcquireFlag
 
-_log = logging.getLogger(__name__)
-
-_LOCK_FILE_MODE = 0o600
-_DIRECTORY_MODE = 0o700
 # Each round means that another daemon released between our open and our lock.
 _ROUNDS_MAX = 1000
-
-
-class Identity(NamedTuple):
-    """What a path names: only both numbers together are one file."""
-
-    device: int
-    inode: int
 
 
 @dataclass(slots=True)
@@ -57,6 +54,20 @@ class Resource:
     identity: Identity
     flags: AcquireFlag
     owners: list[int]
+
+    def lock(self) -> bool:
+        """Lock the file; False when that keeps nobody out, since its path names it no more.
+
+        Whoever gives up the lock of a file that was made for it removes the file first. May wait
+        for the file system.
+        """
+        files.lock(self.descriptor, self.flags)
+        is_made = self.flags & AcquireFlag.AUTOCREATE
+        return not is_made or files.names_file(self.path, self.identity)
+
+    def remove_file(self) -> None:
+        """Remove the file, which was made for the lock. May wait for the file system."""
+        files.remove_made(self.descriptor, self.flags, self.path, self.identity)
 
 
 @dataclass(slots=True)
@@ -71,35 +82,52 @@ class Lockspace:
         return self.directory + b"/" + name if self.directory else name
 
 
+@dataclass(slots=True, eq=False)
+class _Claim:
+    """An acquire under way. `has_left`: its owner's end has been noticed meanwhile."""
+
+    owner: int
+    has_left: bool = False
+
+
+def _anybody() -> bool:
+    return True
+
+
 class LockTable:
-    """All lockspaces of the daemon. Methods raise LockRefused, and then have changed nothing.
+    """All lockspaces of the daemon. Operations raise LockRefused, and then have changed nothing.
 
     Lockspaces are found by their directory, byte by byte; the empty one is always there.
     """
 
     def __init__(self) -> None:
         self.lockspaces: dict[bytes, Lockspace] = {b"": Lockspace(b"")}
-        # By file: the descriptor that carries the lock, then those that are parked with it.
+        # By file that is reserved: the descriptor that carries the lock, then those parked with it.
         self._descriptors: dict[Identity, list[int]] = {}
+        # Those of them that an operation uses, which are held by nobody yet or no more.
+        self._in_use: set[Identity] = set()
+        self._claims: list[_Claim] = []
 
     # -- lockspaces
 
-    def new_lockspace(self, directory: bytes) -> None:
+    def new_lockspace(self, directory: bytes) -> Operation[None]:
         """Make a lockspace that must not be known."""
         if not directory:
             raise failures.default_lockspace_exists()
+        yield Turn((directory,))
         if directory in self.lockspaces:
             raise failures.lockspace_exists(directory)
-        self._make_lockspace(directory)
+        yield from self._make_lockspace(directory)
 
-    def create_lockspace(self, directory: bytes) -> None:
+    def create_lockspace(self, directory: bytes) -> Operation[None]:
         """Make a lockspace unless it is known."""
+        yield Turn((directory,))
         if directory not in self.lockspaces:
-            self._make_lockspace(directory)
+            yield from self._make_lockspace(directory)
 
-    def _make_lockspace(self, directory: bytes) -> None:
+    def _make_lockspace(self, directory: bytes) -> Operation[None]:
         try:
-            _make_directories(directory)
+            yield from on_files(lambda: files.make_directories(directory))
         except FileExistsError:
             raise failures.not_a_directory(directory) from None
         except OSError as error:
@@ -114,83 +142,132 @@ class LockTable:
 
     # -- resource files
 
-    def create_resource(self, directory: bytes, name: bytes) -> None:
+    def create_resource(self, directory: bytes, name: bytes) -> Operation[None]:
         """Make the file of a resource; one that exists will do."""
         lockspace = self._lockspace(directory)
+        yield Turn((directory, name))
         if name in lockspace.resources:
             raise failures.busy(name)
         path = lockspace.path_of(name)
         try:
             # Not to be blocked by a named pipe that nobody reads.
             flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK
-            descriptor, _ = self._open(path, name, flags)
+            _, identity = yield from self._open(path, name, flags)
         except OSError as error:
             raise failures.cannot_create(path, error) from None
-        os.close(descriptor)
+        yield from self._let_go(identity)
 
-    def delete_resource(self, directory: bytes, name: bytes) -> None:
+    def delete_resource(self, directory: bytes, name: bytes) -> Operation[None]:
         """Remove the file of a resource, if there is one."""
         lockspace = self._lockspace(directory)
-        path = lockspace.path_of(name)
-        if name in lockspace.resources or self._is_held(path):
+        yield Turn((directory, name))
+        if name in lockspace.resources:
             raise failures.busy(name)
+        path = lockspace.path_of(name)
+        while True:
+            identity = yield from on_files(lambda: files.identity_at(path))
+            if identity not in self._descriptors:
+                break
+            yield from self._meet(identity, name)
+        if identity is not None:
+            self._reserve(identity)
         try:
-            # No lock file is a device, and a system misses /dev/null badly.
-            if _is_device(os.lstat(path).st_mode):
-                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-            os.unlink(path)
+            is_same = yield from on_files(lambda: files.remove(path, identity))
         except FileNotFoundError:
-            return
+            is_same = True
         except OSError as error:
             raise failures.cannot_delete(path, error) from None
+        finally:
+            if identity is not None:
+                yield from self._let_go(identity)
+        if not is_same:
+            raise failures.busy(name)
 
     # -- locks
 
-    def acquire(self, directory: bytes, name: bytes, owner: int, flags: AcquireFlag) -> None:
-        """Lock a resource for an owner; a shared one may have many, or one more than once."""
-        lockspace = self._lockspace(directory)
-        held = lockspace.resources.get(name)
-        if held is None:
-            resource = self._lock(lockspace.path_of(name), name, owner, flags)
-            lockspace.resources[name] = resource
-        elif held.flags & flags & AcquireFlag.SHARED:
-            held.owners.append(owner)
-        else:
-            raise failures.busy(name)
+    def acquire(
+        self,
+        directory: bytes,
+        name: bytes,
+        owner: int,
+        flags: AcquireFlag,
+        is_there: Callable[[], bool] = _anybody,
+    ) -> Operation[None]:
+        """Lock a resource for an owner; a shared one may have many, or one more than once.
 
-    def release(self, directory: bytes, name: bytes, owner: int) -> None:
+        is_there: tells whether the one that asks still waits for the answer.
+        """
+        lockspace = self._lockspace(directory)
+        claim = _Claim(owner)
+
+        def check_is_wanted() -> None:
+            if claim.has_left or not is_there():
+                raise failures.cannot_lock(path, OSError(errno.ESRCH, os.strerror(errno.ESRCH)))
+
+        path = lockspace.path_of(name)
+        self._claims.append(claim)
+        try:
+            yield Turn((directory, name))
+            check_is_wanted()
+            held = lockspace.resources.get(name)
+            if held is None:
+                held = yield from self._lock(path, name, flags)
+                lockspace.resources[name] = held
+                self._in_use.remove(held.identity)
+            elif not held.flags & flags & AcquireFlag.SHARED:
+                raise failures.busy(name)
+            try:
+                check_is_wanted()
+            except failures.LockRefused:
+                yield from self._drop_unowned(lockspace, held)
+                raise
+            held.owners.append(owner)
+        finally:
+            self._claims.remove(claim)
+
+    def release(self, directory: bytes, name: bytes, owner: int) -> Operation[None]:
         """Take one share of a resource from its owner, and the lock off the file with the last."""
         lockspace = self._lockspace(directory)
+        yield Turn((directory, name))
         resource = lockspace.resources.get(name)
         if resource is None:
             raise failures.not_locked(name)
         if owner not in resource.owners:
             raise failures.not_owner(owner)
         resource.owners.remove(owner)
-        if not resource.owners:
-            self._drop(lockspace, resource)
+        yield from self._drop_unowned(lockspace, resource)
 
-    def release_owner(self, owner: int) -> int:
-        """Release everything that an owner holds; return how many resources that were.
+    def release_owner(self, owner: int) -> list[Operation[None]]:
+        """Release everything that an owner holds; return what remains to be done for each resource.
 
-        All its shares are taken, not one of each as virtlockd does: its locks end with it.
+        All its shares are taken, not one of each as virtlockd does: its locks end with it. What is
+        being acquired for it will not be had.
         """
-        count = 0
-        for lockspace in self.lockspaces.values():
-            for resource in list(lockspace.resources.values()):
-                if owner not in resource.owners:
-                    continue
-                count += 1
+        for claim in self._claims:
+            claim.has_left = claim.has_left or claim.owner == owner
+        drops = []
+        for lockspace, resource in self.held():
+            if owner in resource.owners:
                 resource.owners = [other for other in resource.owners if other != owner]
-                if not resource.owners:
-                    self._drop(lockspace, resource)
-        return count
+                drops.append(self._in_turn(lockspace, resource))
+        return drops
+
+    def _in_turn(self, lockspace: Lockspace, resource: Resource) -> Operation[None]:
+        yield Turn((lockspace.directory, resource.name))
+        if lockspace.resources.get(resource.name) is resource:
+            yield from self._drop_unowned(lockspace, resource)
 
     def held(self) -> Iterator[tuple[Lockspace, Resource]]:
         """Yield everything that is held."""
         for lockspace in self.lockspaces.values():
             for resource in lockspace.resources.values():
                 yield lockspace, resource
+
+    def concerns(self, owner: int) -> bool:
+        """Tell whether an owner holds anything, or is about to."""
+        return any(claim.owner == owner for claim in self._claims) or any(
+            owner in resource.owners for _, resource in self.held()
+        )
 
     # -- from one image of the program to the next
 
@@ -205,7 +282,12 @@ class LockTable:
 
     def park(self, descriptor: int) -> None:
         """Keep a descriptor open as long as its file is held; close it if it is not."""
-        found = self._descriptors.get(identity_of(descriptor))
+        try:
+            identity = identity_of(descriptor)
+        except OSError:
+            identity = _unknown(descriptor)
+            self._descriptors[identity] = []
+        found = self._descriptors.get(identity)
         if found is None:
             os.close(descriptor)
         elif descriptor not in found:
@@ -221,7 +303,7 @@ class LockTable:
         The lock is asked for again, which changes nothing when it survived. Raises OSError when it
         did not and somebody else has it; the descriptor then is not taken over.
         """
-        fcntl.lockf(resource.descriptor, _operation(resource.flags), 1, 0, os.SEEK_SET)
+        files.lock(resource.descriptor, resource.flags)
         self.lockspaces[directory].resources[resource.name] = resource
         # Two names of one file: virtlockd's own table may have them, and both descriptors must stay
         # until the last name is released.
@@ -233,112 +315,85 @@ class LockTable:
 
     # -- files
 
-    def _open(self, path: bytes, name: bytes, flags: int) -> tuple[int, Identity]:
-        """Open a file that is not held; OSError is the caller's to explain."""
-        if self._is_held(path):
-            raise failures.busy(name)
-        descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOCTTY, _LOCK_FILE_MODE)
-        identity = identity_of(descriptor)
-        if identity in self._descriptors:
-            self._descriptors[identity].append(descriptor)
-            raise failures.busy(name)
-        return descriptor, identity
+    def _open(self, path: bytes, name: bytes, flags: int) -> Operation[tuple[int, Identity]]:
+        """Open a file that is not held, and reserve it; OSError is the caller's to explain."""
+        # Looked up in another thread, which saves a descriptor, and then again here, which counts.
+        is_held = self._descriptors.__contains__
+        for _ in range(_ROUNDS_MAX):
+            descriptor, identity = yield from on_files(
+                lambda: files.open_unless(path, flags, is_held)
+            )
+            if descriptor is not None and identity is None:
+                self._descriptors[_unknown(descriptor)] = [descriptor]
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            assert identity is not None
+            if identity in self._descriptors:
+                if descriptor is not None:
+                    self._descriptors[identity].append(descriptor)
+                yield from self._meet(identity, name)
+            elif descriptor is not None:
+                self._reserve(identity, descriptor)
+                return descriptor, identity
+        raise failures.busy(name)
 
-    def _is_held(self, path: bytes) -> bool:
-        try:
-            found = os.stat(path)
-        except OSError:  # whatever is done with the path next says what is wrong with it
-            return False
-        return Identity(found.st_dev, found.st_ino) in self._descriptors
+    def _meet(self, identity: Identity, name: bytes) -> Operation[None]:
+        """Wait for the operation that uses a file; if there is none the file is held: refuse."""
+        if identity not in self._in_use:
+            raise failures.busy(name)
+        yield Until(lambda: identity not in self._in_use)
 
-    def _lock(self, path: bytes, name: bytes, owner: int, flags: AcquireFlag) -> Resource:
-        is_created = bool(flags & AcquireFlag.AUTOCREATE)
+    def _reserve(self, identity: Identity, *descriptors: int) -> None:
+        """Let an operation use a file until it is held, or let go."""
+        self._descriptors[identity] = [*descriptors]
+        self._in_use.add(identity)
+
+    def _let_go(self, identity: Identity) -> Operation[None]:
+        """Close everything of a file, and what is parked with it meanwhile."""
+        self._in_use.add(identity)
+        found = self._descriptors[identity]
+        while found:
+            closing = found.copy()
+            found.clear()
+            yield from on_files(lambda closing=closing: files.close(closing))  # type: ignore[misc]
+        del self._descriptors[identity]
+        self._in_use.remove(identity)
+
+    def _lock(self, path: bytes, name: bytes, flags: AcquireFlag) -> Operation[Resource]:
+        """Open and lock a file for nobody yet."""
+        is_made = bool(flags & AcquireFlag.AUTOCREATE)
         for _ in range(_ROUNDS_MAX):
             try:
-                creation = os.O_CREAT if is_created else 0
-                descriptor, identity = self._open(path, name, os.O_RDWR | creation)
+                creation = os.O_CREAT if is_made else 0
+                descriptor, identity = yield from self._open(path, name, os.O_RDWR | creation)
             except OSError as error:
-                raise failures.cannot_open(path, error, creating=is_created) from None
+                raise failures.cannot_open(path, error, creating=is_made) from None
+            resource = Resource(name, path, descriptor, identity, flags, [])
             try:
-                fcntl.lockf(descriptor, _operation(flags), 1, 0, os.SEEK_SET)
+                is_named = yield from on_files(resource.lock)
             except OSError as error:
-                os.close(descriptor)
+                yield from self._let_go(identity)
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     raise failures.busy(name) from None
                 raise failures.cannot_lock(path, error) from None
-            if not is_created or names_file(path, identity):
-                self._descriptors[identity] = [descriptor]
-                return Resource(name, path, descriptor, identity, flags, [owner])
-            os.close(descriptor)
+            if is_named:
+                return resource
+            yield from self._let_go(identity)
         raise failures.busy(name)
 
-    def _drop(self, lockspace: Lockspace, resource: Resource) -> None:
-        """Remove the file if it was made for the lock, then give up the lock: in this order."""
+    def _drop_unowned(self, lockspace: Lockspace, resource: Resource) -> Operation[None]:
+        """If nobody owns a resource any more, give up its lock, and remove a file made for it."""
+        if resource.owners:
+            return
         del lockspace.resources[resource.name]
         sharers = [other for _, other in self.held() if other.identity == resource.identity]
         if sharers:  # taken over under two names: the lock is still needed
             return
-        is_lock_file = not _is_device(os.fstat(resource.descriptor).st_mode)
-        is_made = resource.flags & AcquireFlag.AUTOCREATE and is_lock_file
-        if is_made and _is_ours_alone(resource):
-            try:
-                os.unlink(resource.path)
-            except FileNotFoundError:
-                _log.debug("lock_file_gone path=%r", resource.path)
-            except OSError as error:
-                _log.warning("lock_file_stays path=%r error=%s", resource.path, error)
-        for descriptor in self._descriptors.pop(resource.identity):
-            os.close(descriptor)
+        self._in_use.add(resource.identity)
+        if resource.flags & AcquireFlag.AUTOCREATE:
+            yield from on_files(resource.remove_file)
+        yield from self._let_go(resource.identity)
 
 
-def identity_of(descriptor: int) -> Identity:
-    """Return which file a descriptor belongs to."""
-    found = os.fstat(descriptor)
-    return Identity(found.st_dev, found.st_ino)
-
-
-def names_file(path: bytes | os.PathLike[str], identity: Identity) -> bool:
-    """Tell whether a path still names a file that was opened by it."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    return identity == (found.st_dev, found.st_ino)
-
-
-def _is_device(mode: int) -> bool:
-    return stat.S_ISBLK(mode) or stat.S_ISCHR(mode)
-
-
-def _is_ours_alone(resource: Resource) -> bool:
-    """Tell whether nobody else locks a resource's file, which makes its lock a write lock."""
-    if not resource.flags & AcquireFlag.SHARED:
-        return True
-    try:
-        exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
-        fcntl.lockf(resource.descriptor, exclusive, 1, 0, os.SEEK_SET)
-    except OSError:
-        return False
-    return True
-
-
-def _operation(flags: AcquireFlag) -> int:
-    kind = fcntl.LOCK_SH if flags & AcquireFlag.SHARED else fcntl.LOCK_EX
-    return kind | fcntl.LOCK_NB
-
-
-def _make_directories(path: bytes) -> None:
-    """Make a directory and what is missing above it; FileExistsError when it is something else."""
-    try:
-        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
-    except FileNotFoundError:
-        ends = [i for i, byte in enumerate(path) if byte == ord("/") and i > 0] + [len(path)]
-    else:
-        if not is_directory:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        return
-    for end in ends:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path[:end], _DIRECTORY_MODE)
-    if not os.path.isdir(path):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+def _unknown(descriptor: int) -> Identity:
+    """Return what stands for a file of which nothing is known but that it is open."""
+    return Identity(-1, descriptor)

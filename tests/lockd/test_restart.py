@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -244,3 +246,47 @@ def test_taking_over_from_the_real_virtlockd(tmp_path: Path, image: Path) -> Non
             assert os.listdir(directory) == []
         assert daemon.end() == 0
     assert not default_places().state.exists()
+
+
+def test_under_load_with_many_locks(daemon: LockDaemon, image: Path, tmp_path: Path) -> None:
+    """Two thousand locks and clients that go on asking: restarts lose neither locks nor answers."""
+    directory = bytes(tmp_path / "space")
+    ended = threading.Event()
+    counts = [0, 0, 0]
+
+    def ask(number: int) -> None:
+        with daemon.connect(20 + number) as client:
+            while not ended.is_set():
+                client.acquire(directory, b"own%d" % number, AUTOCREATE)
+                with pytest.raises(LockRefused, match="is locked"):
+                    client.acquire(b"", bytes(image))
+                client.release(directory, b"own%d" % number)
+                counts[number] += 1
+
+    with daemon.connect(10) as holder, ThreadPoolExecutor(len(counts)) as threads:
+        holder.create_lockspace(directory)
+        holder.acquire(b"", bytes(image))
+        for number in range(2000):
+            holder.acquire(directory, b"%d" % number, AUTOCREATE)
+        with contender(image) as rival:
+            running = [threads.submit(ask, number) for number in range(len(counts))]
+            try:
+                for _ in range(3):
+                    before = list(counts)
+                    restart(daemon)
+                    await_that(
+                        lambda before=before: all(
+                            n > b for n, b in zip(counts, before, strict=True)
+                        ),
+                        "all go on",
+                    )
+            finally:
+                ended.set()
+            for one in running:
+                one.result(20)
+            assert rival.poll() is None
+        for number in (0, 1999):
+            assert not is_free(tmp_path / f"space/{number}")
+        for number in range(2000):
+            holder.release(directory, b"%d" % number)
+        assert os.listdir(directory) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -210,10 +209,3 @@ def test_starting_is_light() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stdout == "[]\n"
-
-
-def test_the_daemon_has_one_thread(tmp_path: Path) -> None:
-    """Threads that share the table of open files would endanger locks at exec."""
-    with our_daemon(tmp_path) as daemon, daemon.connect(10) as connection:
-        connection.create_lockspace(b"")
-        assert len(os.listdir(f"/proc/{daemon.pid}/task")) == 1

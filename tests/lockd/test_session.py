@@ -23,6 +23,7 @@ from paxoslease.wire.virtlock import (
 )
 from paxoslease.wire.xdr import XdrError, pack_string, pack_word
 from tests.lockd.conversation import Surroundings, place, scripted
+from tests.lockd.operations import answer
 
 
 def test_the_recorded_conversation() -> None:
@@ -35,10 +36,10 @@ def test_the_recorded_conversation() -> None:
             session = sessions.setdefault(exchange.connection, Session(table))
             if exchange.is_hangup:
                 with pytest.raises(XdrError):
-                    session.answer(exchange.request)
+                    answer(session, exchange.request)
                 continue
             messages = _split(exchange.request)
-            answers = b"".join(session.answer(message) for message in messages)
+            answers = b"".join(answer(session, message) for message in messages)
             assert answers == exchange.reply, exchange.name
             surroundings.after(exchange.name)
         assert not list(table.held())
@@ -58,7 +59,7 @@ def _split(data: bytes) -> list[bytes]:
 
 def _registered() -> Session:
     session = Session(LockTable())
-    session.answer(pack_call(Register(bytes(16), b"vm", 1, 4242), 0))
+    answer(session, pack_call(Register(bytes(16), b"vm", 1, 4242), 0))
     return session
 
 
@@ -66,11 +67,11 @@ def test_the_longest_string_is_decoded_and_fails_later() -> None:
     """65536 bytes are decoded, one more is not."""
     session = _registered()
     longest = ResourceCall(Procedure.ACQUIRE_RESOURCE, b"", b"x" * STRING_SIZE_MAX)
-    failure = parse_failure(session.answer(pack_call(longest, 1)))
+    failure = parse_failure(answer(session, pack_call(longest, 1)))
     assert (failure.code, failure.int1) == (38, 36)
     assert failure.str2 == b"Unable to open resource %s: File name too long" % longest.name
     longer = longest._replace(name=longest.name + b"x")
-    failure = parse_failure(session.answer(pack_call(longer, 2)))
+    failure = parse_failure(answer(session, pack_call(longer, 2)))
     assert failure.message == b"Unable to decode message payload"
 
 
@@ -100,11 +101,11 @@ def test_any_message_gets_an_answer_or_none(header: Header, payload: bytes) -> N
     with tempfile.TemporaryDirectory() as empty, contextlib.chdir(empty):
         session = _registered()
         try:
-            answer = session.answer(pack_message(header, payload))
+            reply = answer(session, pack_message(header, payload))
         except XdrError:
             assert header.kind == 4
             return
-    if answer:
-        assert len(answer) == int.from_bytes(answer[:4], "big")
+    if reply:
+        assert len(reply) == int.from_bytes(reply[:4], "big")
     else:
         assert header.kind not in (0, 4)
