@@ -47,7 +47,10 @@ async def restrict(daemon: Daemon, call: Call) -> None:
 async def killpath(daemon: Daemon, call: Call) -> None:
     """KILLPATH: the program that tells a client to stop. Only for oneself."""
     client = call.connection.client
-    if client is None or call.header.data2 not in (wire.SELF, client.pid) or client.is_busy:
+    pid = call.header.data2
+    if pid != wire.SELF and daemon.clients.find(pid) is None:
+        raise Refusal(errno.ESRCH)
+    if client is None or pid not in (wire.SELF, client.pid) or client.is_busy:
         raise Refusal(errno.EBUSY)
     client.killpath, client.killpath_args = wire.parse_killpath(call.payload)
     if call.header.flags & wire.KillpathFlag.PID:

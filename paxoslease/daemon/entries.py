@@ -13,6 +13,7 @@ from paxoslease.daemon.bridge import in_thread
 from paxoslease.daemon.clients import Client
 from paxoslease.engine.host import engine
 from paxoslease.engine.leases import Holding
+from paxoslease.errors import StorageError
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -135,24 +136,37 @@ class Entry:
 class HeldFiles:
     """Opens files off the loop and keeps them open meanwhile, so that nothing blocks it.
 
-    Raises DiskError, UnsuitableDevice on entering.
+    needed: how many of the paths must be there, all by default. missing: those that are not, and
+    why. Raises DiskError, UnsuitableDevice on entering: the last of them, as 3.8.5 tells it.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
-        self._paths = list(dict.fromkeys(paths))
+    def __init__(self, paths: Sequence[str], needed: int | None = None) -> None:
+        self._paths = paths
+        self._needed = len(paths) if needed is None else needed
         self._held: list[str] = []
+        self.missing: dict[str, StorageError] = {}
 
     async def __aenter__(self) -> HeldFiles:
-        files = engine().files
         try:
-            for path in self._paths:
-                if not files.hold_open(path):
-                    await in_thread(files.hold, path)
-                self._held.append(path)
+            for path in dict.fromkeys(self._paths):
+                await self._hold(path)
+            failed = [path for path in self._paths if path in self.missing]
+            if failed and len(self._paths) - len(failed) < self._needed:
+                raise self.missing[failed[-1]]
         except BaseException:
             self.close()
             raise
         return self
+
+    async def _hold(self, path: str) -> None:
+        files = engine().files
+        try:
+            if not files.hold_open(path):
+                await in_thread(files.hold, path)
+        except StorageError as error:
+            self.missing[path] = error
+        else:
+            self._held.append(path)
 
     async def __aexit__(self, *_: object) -> None:
         self.close()

@@ -201,6 +201,8 @@ async def _update(asked: _Asked) -> Answer:
 
     def work() -> Protocol[rindex.Located]:
         index = yield from asked.open_index()
+        if offset % index.area.sizes.align_size:
+            raise index.refuse(name, f"offset {offset} is no place of an index", NO_PLACE)
         is_good = offset and (removes or (asked.flags & RindexFlag.ADD and name))
         if not is_good:
             raise index.refuse(name, "neither what to enter nor what to remove", -errno.EINVAL)

@@ -92,7 +92,7 @@ async def release(daemon: Daemon, call: Call) -> None:
         if flags & wire.ReleaseFlag.ALL:
             result = await _release_tokens(daemon, list(client.tokens))
         elif flags & wire.ReleaseFlag.ORPHAN:
-            wanted = call.resource()
+            (wanted,) = _bare_resources(call, 1)
             result = registry.release_orphans(wanted.lockspace, wanted.name)
         elif flags & wire.ReleaseFlag.RENAME:
             first, second = _bare_resources(call, 2)
@@ -116,7 +116,10 @@ async def release(daemon: Daemon, call: Call) -> None:
 
 
 def _bare_resources(call: Call, count: int) -> list[wire.Resource]:
+    """Return the first so many resources. Raises Refusal (-EINVAL): there are fewer."""
     size = wire.RESOURCE_BYTES
+    if len(call.payload) < size * count:
+        raise Refusal(errno.EINVAL)
     return [
         wire.parse_resource(call.payload[at : at + size]) for at in range(0, size * count, size)
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,6 @@ from paxoslease.errors import (
     LeaseBusy,
     LeaseLost,
     PaxosleaseError,
-    ReleaseRefused,
     StorageError,
 )
 from paxoslease.protocol import leases as protocol
@@ -64,6 +64,7 @@ class Registry:
         self._earlier: dict[Key, tuple[int, int]] = {}  # numbers and uses of what is gone
         self._numbers = 0
         self._background: set[asyncio.Task[Any]] = set()
+        self.opening: dict[str, asyncio.Task[None]] = {}  # by path: of disks that a restart opens
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(list(self._entries.values()))
@@ -194,9 +195,9 @@ class Registry:
 
         Raises Refusal.
         """
-        space = self._spaces.usable(resource.lockspace)
         if not 1 <= resource.num_disks <= wire.DISKS_MAX:
             raise Refusal(errno.ERANGE)
+        space = self._spaces.usable(resource.lockspace)
         orphan_flags = wire.AcquireFlag.ORPHAN | wire.AcquireFlag.ORPHAN_ONLY
         entry = self._entries.get((resource.lockspace, resource.name))
         if entry is None:
@@ -234,6 +235,7 @@ class Registry:
         """Attach the value block, if that is wanted, to what has been acquired."""
         if flags & wire.AcquireFlag.LVB and token.entry.lvb is None:
             try:
+                await self._until_open(token.entry)
                 await read_lvb(token.entry)
                 self._journal.entry_changed(token.entry)
             except BaseException:
@@ -337,6 +339,7 @@ class Registry:
             await self._give_back(entry, holding, new_name)
 
     async def _give_back(self, entry: Entry, holding: Holding, new_name: bytes | None) -> None:
+        await self._until_open(entry)
         leases = leases_of(entry)
         lvb = bytes(entry.lvb) if entry.lvb is not None and entry.is_lvb_dirty else None
         failure: PaxosleaseError | None = None
@@ -369,6 +372,13 @@ class Registry:
         self._remove(entry)
         if failure is not None or refused is not None:
             raise failure or refused  # type: ignore[misc]
+
+    async def _until_open(self, entry: Entry) -> None:
+        """Wait for disks of a resource that are being opened, as long as for an I/O."""
+        paths = {os.fsdecode(disk.path) for disk in entry.resource.disks}
+        opening = [task for path, task in self.opening.items() if path in paths]
+        if opening:
+            await asyncio.wait(opening, timeout=entry.space.timing.io_timeout)
 
     async def _await_gone(self, entry: Entry) -> None:
         """Keep an entry until the lease is gone, which comes about by itself."""
@@ -460,26 +470,52 @@ class Registry:
             raise Refusal(errno.ENOSPC)
         if len(entry.tokens) > 1:
             raise Refusal(errno.EAGAIN)
-        assert entry.holding is not None
+        if entry.phase is not Phase.HELD:
+            raise Refusal(errno.EBUSY)
+        holding = entry.holding
+        assert holding is not None
         leases = leases_of(entry)
         entry.phase = Phase.CONVERTING
         make = protocol.convert_to_shared if shared else protocol.convert_to_exclusive
+        noting = self._journal.doing(entry, "convert")
         try:
+            await self._until_open(entry)
             if shared:
                 await write_lvb(entry)
-            with self._journal.doing(entry, "convert"):
-                await finished(leases.start_convert(entry.holding, make, gives_up=shared))
-        except ReleaseRefused:
-            # Another host took the lease although we live: its user must not go on.
-            _log.critical("r%d was taken by others: pid %d", entry.number, token.client.pid)
-            token.client.stop()
-            raise
+            with noting:
+                await finished(leases.start_convert(holding, make, gives_up=shared))
         finally:
-            entry.phase = Phase.HELD
-            self._journal.entry_changed(entry)
-        lease = entry.holding.lease
+            if holding.phase is HoldingPhase.CONVERTING:
+                # Its client is told that it failed, or a restart cuts it short. It goes on, and
+                # stays noted as what is under way.
+                entry.doing = "convert"
+                self.in_background(self._await_converted(entry, holding))
+            else:
+                self._converted(entry, holding)
+
+    async def _await_converted(self, entry: Entry, holding: Holding) -> None:
+        """Wait for the end of a conversion that nobody waits for, and let it count."""
+        while holding.phase is HoldingPhase.CONVERTING and not entry.space.is_dead:
+            await asyncio.sleep(_GONE_POLL_S)
+        entry.doing = ""
+        if entry.phase is not Phase.CONVERTING:
+            return  # it is being given back already
+        _log.warning("r%d its conversion has ended after all", entry.number)
+        self._converted(entry, holding)
+        if not entry.tokens and entry.phase is Phase.HELD:
+            self.abandoned(entry)
+
+    def _converted(self, entry: Entry, holding: Holding) -> None:
+        """Note how a resource is held after a conversion, whether or not that has worked."""
+        entry.phase = Phase.HELD
+        if holding.lost.is_set() and not entry.space.is_dead:
+            # Another host took the lease although we live: its users must not go on.
+            for token in entry.tokens:
+                _log.critical("r%d was taken by others: pid %d", entry.number, token.client.pid)
+                token.client.stop()
+        lease = holding.lease
         if lease is not None:
             entry.shared, entry.lver = lease.shared, lease.lver
-        if not entry.shared:
-            entry.take_over(token.client)
+        if not entry.shared and entry.tokens:
+            entry.take_over(entry.tokens[0].client)
         self._journal.entry_changed(entry)

@@ -269,7 +269,8 @@ class Daemon:
                 error,
             )
             if not call.is_answered:
-                await call.reply(number)
+                echoed = call.header.data2 if call.command in _ECHOING else 0
+                await call.reply(number, echoed)
         except (Dropped, asyncio.CancelledError):
             raise
         except Exception:
@@ -387,6 +388,8 @@ CLOSING: Final = frozenset(
     )
 )
 _CLOSING_ON_ERROR: Final = CLOSING | {Command.REG_EVENT}
+# Whose replies have the request's `data2`, those of errors too (5).
+_ECHOING: Final = frozenset((Command.SET_CONFIG, Command.REG_EVENT, Command.END_EVENT))
 _STREAMS: Final = frozenset(
     (Command.STATUS, Command.LOG_DUMP, Command.HOST_STATUS, Command.RENEWAL)
 )

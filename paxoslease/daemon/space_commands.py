@@ -21,6 +21,7 @@ from paxoslease.wire.sanlock import Command
 if TYPE_CHECKING:
     from paxoslease.daemon.server import Daemon, Handler
 
+_HOST_ID_MAX: Final = 2000  # in the largest of lockspaces
 _STATES: Final = {
     HostState.UNKNOWN: wire.HostFlag.UNKNOWN,
     HostState.FREE: wire.HostFlag.FREE,
@@ -143,14 +144,16 @@ async def end_event(daemon: Daemon, call: Call) -> None:
 
 async def set_event(daemon: Daemon, call: Call) -> None:
     """SET_EVENT: tell a host, or all, something with the next renewal (13.4)."""
+    event = wire.parse_host_event(call.payload[wire.LOCKSPACE_BYTES :])
+    if not 1 <= event.host_id <= _HOST_ID_MAX:
+        raise Refusal(errno.EINVAL)
     space = _named_space(daemon, call)
     outbox = space.outbox
     assert outbox is not None
     assert space.membership is not None
-    event = wire.parse_host_event(call.payload[wire.LOCKSPACE_BYTES :])
     flags = wire.EventFlag(call.header.flags & 0x1F)
     table = space.membership.member.table
-    if not 1 <= event.host_id <= len(table.timestamp):
+    if event.host_id > len(table.timestamp):
         raise Refusal(errno.EINVAL)
     generation = event.generation
     if flags & wire.EventFlag.CUR_GENERATION and not generation:

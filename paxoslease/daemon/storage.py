@@ -42,6 +42,7 @@ Files = dict[str, DirectFile]
 
 _BAD_SIZES: Final = 1  # the number for flags that no format has, which is no errno here
 _IO_TIMEOUT_MASK: Final = 0xFFFF
+_NAMES_BYTES: Final = 2 * wire.NAME_BYTES
 
 
 @asynccontextmanager
@@ -49,6 +50,19 @@ async def opened(*paths: str) -> AsyncIterator[Files]:
     """Keep files open meanwhile. Raises DiskError, UnsuitableDevice."""
     async with HeldFiles(paths):
         yield {path: engine().files.held(path) for path in paths}
+
+
+@asynccontextmanager
+async def _first_opened(paths: Sequence[str]) -> AsyncIterator[Files]:
+    """Keep the first of a resource's files open, which is read; most of the others must be there.
+
+    Raises DiskError, UnsuitableDevice.
+    """
+    first = paths[0]
+    async with HeldFiles(paths, len(paths) // 2 + 1) as held:
+        if first in held.missing:
+            raise held.missing[first]
+        yield {first: engine().files.held(first)}
 
 
 @asynccontextmanager
@@ -194,7 +208,7 @@ async def read_resource(daemon: Daemon, call: Call) -> None:
 async def _read_resource(wanted: wire.Resource) -> Leader:
     sector_size, _ = wire.sizes_of_flags(wanted.flags)
     paths = _paths(wanted)
-    async with opened(*paths) as files:
+    async with _first_opened(paths) as files:
         offset = wanted.disks[0].offset
         protocol = reading.read_resource(
             paths[0], offset, wanted.lockspace or None, wanted.name or None, sector_size
@@ -217,13 +231,14 @@ async def read_resource_owners(daemon: Daemon, call: Call) -> None:
         hosts = [owner, *(host for host in hosts if host.host_id != owner.host_id)]
     flags = wanted.flags | (wire.ResourceFlag.SHARED if owners.shared else 0)
     found = wanted._replace(lver=owners.leader.lver, flags=flags)
-    body = wire.pack_resource(found, with_disks=False)
+    # The names as they were sent, with whatever stands behind them.
+    body = call.payload[:_NAMES_BYTES] + wire.pack_resource(found, with_disks=False)[_NAMES_BYTES:]
     await call.reply(0, len(hosts), body + b"".join(wire.pack_host(host) for host in hosts))
 
 
 async def _read_owners(wanted: wire.Resource) -> Owners:
     paths = _paths(wanted)
-    async with opened(*paths) as files:
+    async with _first_opened(paths) as files:
         offset = wanted.disks[0].offset
         protocol = reading.read_resource_owners(
             paths[0], offset, wanted.lockspace, wanted.name, *wire.sizes_of_flags(wanted.flags)

@@ -148,6 +148,7 @@ class Resource(NamedTuple):
     data32: int = 0
     flags: int = 0
     num_disks: int = 0
+    unused: int = 0
 
     @property
     def is_shared(self) -> bool:
@@ -281,7 +282,7 @@ def pack_resource(resource: Resource, *, with_disks: bool) -> bytes:
         resource.lver,
         resource.data64,
         resource.data32,
-        0,
+        resource.unused,
         resource.flags,
         len(resource.disks) if with_disks else resource.num_disks,
     )
@@ -290,12 +291,12 @@ def pack_resource(resource: Resource, *, with_disks: bool) -> bytes:
 
 def parse_resource(data: bytes) -> Resource:
     """Parse 128 bytes and the disks behind them, as many as there are."""
-    space, name, lver, data64, data32, _, flags, num_disks = _RESOURCE.unpack_from(data)
+    space, name, lver, data64, data32, unused, flags, num_disks = _RESOURCE.unpack_from(data)
     disks = tuple(
         parse_disk(data[at : at + DISK_BYTES])
         for at in range(RESOURCE_BYTES, len(data) - DISK_BYTES + 1, DISK_BYTES)
     )
-    return Resource(cut(space), cut(name), disks, lver, data64, data32, flags, num_disks)
+    return Resource(cut(space), cut(name), disks, lver, data64, data32, flags, num_disks, unused)
 
 
 def num_disks_of(data: bytes) -> int:
@@ -455,17 +456,28 @@ def payload_need(header: Header, payload: bytes, resources_max: int = RESOURCES_
             return _stated(header)
         return _need_of_resources(payload, header.data) + OPTIONS_BYTES
     if command == Command.RELEASE:
-        if header.flags & ReleaseFlag.ALL:
-            return 0
-        count = 2 if header.flags & ReleaseFlag.RENAME else header.data
-        if header.flags & ReleaseFlag.ORPHAN:
-            count = 1
+        count = _releases(header)
         return RESOURCE_BYTES * count if count <= RELEASES_MAX else _stated(header)
     return 0
 
 
 RELEASES_MAX: Final = 1024
 STATED_MAX: Final = 1 << 20
+
+
+def _releases(header: Header) -> int:
+    """Return how many resources a RELEASE has: as many as it says, if its length says so as well.
+
+    Else as many as its form needs. What was left unread would be taken for further requests, and
+    cost a registered client its connection.
+    """
+    if header.length == HEADER_BYTES + RESOURCE_BYTES * header.data:
+        return header.data
+    if header.flags & ReleaseFlag.ALL:
+        return 0
+    if header.flags & ReleaseFlag.ORPHAN:
+        return 1
+    return 2 if header.flags & ReleaseFlag.RENAME else header.data
 
 
 def _stated(header: Header) -> int:

@@ -15,6 +15,7 @@ from tests.daemon.scripts import (
     command,
     damage,
     faults,
+    fields,
     guests,
     index,
     killing,
@@ -31,7 +32,10 @@ pytestmark = pytest.mark.peer
 
 Script = Callable[[Stage], None]
 
-MODULES: Final = (storage, membership, leases, modes, killing, index, pair, damage, faults, command)
+MODULES: Final = (
+    *(storage, membership, leases, modes, killing, index, pair, damage, faults, command),
+    fields,
+)
 # Scripts of one act are played at the same time: they wait much and do little.
 ACTS: Final[dict[str, Sequence[Script]]] = {
     module.__name__.rpartition(".")[2]: module.SCRIPTS for module in MODULES
