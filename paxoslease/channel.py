@@ -8,6 +8,7 @@ Source: spec/wire-protocol.md 2, 4 and 18.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -31,7 +32,7 @@ class DaemonError(PaxosleaseError):
 
     command: str
     result: int
-    hint = "the log of the daemon says more: `paxoslease-sanlock client log_dump`"
+    hint = "`paxoslease log` may say more"
 
     def __str__(self) -> str:
         known = Command.__members__.get(self.command.upper())
@@ -48,11 +49,13 @@ class DaemonUnreachable(DaemonError):
     """Nobody listens on the daemon's socket, or it may not be used."""
 
     path: str
-    template = "no daemon at {path}"
-    hint = "start the daemon, or name its run directory in SANLOCK_RUN_DIR"
+    hint = "start the daemon, or name its run directory with --run-dir or in SANLOCK_RUN_DIR"
 
     def __str__(self) -> str:
-        return f"no daemon at {self.path}: {os.strerror(-self.result)}"
+        reason = os.strerror(-self.result)
+        if self.result in (-errno.EACCES, -errno.EPERM):
+            return f"the daemon's socket {self.path} may not be used: {reason}"
+        return f"no daemon at {self.path}: {reason}"
 
 
 @dataclass(eq=False)

@@ -107,6 +107,13 @@ class IsDirectory(UnsuitableDevice):
 
 
 @dataclass(eq=False)
+class TooSmall(UnsuitableDevice):
+    """A place is beyond the end of a device or file, or what is to lie there would be."""
+
+    hint = "choose another offset, or make it larger"
+
+
+@dataclass(eq=False)
 class DeviceInUse(StorageError):
     """Format refused: the device holds something else."""
 

@@ -17,6 +17,7 @@ SECOND_US: Final = 1_000_000
 IO_TIMEOUT_DEFAULT_S: Final = 10
 IO_TIMEOUT_MAX_S: Final = 255
 WATCHDOG_FIRE_TIMEOUT_DEFAULT_S: Final = 60
+WATCHDOG_FIRE_TIMEOUT_MAX_S: Final = 3600
 FORMAT_TIMEOUT_US: Final = 60 * SECOND_US
 KILL_GRACE_DEFAULT_S: Final = 40
 
@@ -105,7 +106,7 @@ def check_timing(timing: Timing) -> Timing:
     """Return `timing`, or raise ConfigError when a value cannot be stored or is senseless."""
     if not 1 <= timing.io_timeout <= IO_TIMEOUT_MAX_S:
         raise ConfigError("io_timeout", f"{timing.io_timeout} is not between 1 and 255 seconds")
-    if not 1 <= timing.watchdog_fire_timeout <= 3600:
+    if not 1 <= timing.watchdog_fire_timeout <= WATCHDOG_FIRE_TIMEOUT_MAX_S:
         raise ConfigError(
             "watchdog_fire_timeout",
             f"{timing.watchdog_fire_timeout} is not between 1 and 3600 seconds",

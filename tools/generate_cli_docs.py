@@ -26,7 +26,8 @@ Lockspaces and resources are named `NAME:PATH` or `NAME:PATH:OFFSET`, places `PA
 belongs to a name or a path is written `\\:`.
 
 Reports go to standard output, errors and warnings to standard error, an error as one line and a
-hint. With `--json` the report, or the error with all its fields, is JSON on standard output.
+hint. With `--json` the report, or the error with all its fields, is JSON on standard output, also
+when the command line cannot be understood.
 """
 
 
@@ -84,7 +85,7 @@ def _name(action: argparse.Action) -> str:
 
 def _row(action: argparse.Action) -> str:
     meaning = (action.help or "") % {**vars(action), "prog": ""} if action.help else ""
-    return f"| `{_name(action)}` | {_cell(meaning)} |"
+    return f"| `{_cell(_name(action))}` | {_cell(meaning)} |"
 
 
 def _cell(text: str) -> str:

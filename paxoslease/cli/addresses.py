@@ -8,10 +8,12 @@ sanlock(8) does. Offsets and sizes are in bytes, or end in K, M or G (powers of 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NamedTuple
 
 from paxoslease.disk.layout import check_name
 from paxoslease.errors import ConfigError
+from paxoslease.timing import IO_TIMEOUT_MAX_S
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -99,6 +101,22 @@ def host_id(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 2000:
         raise argparse.ArgumentTypeError(f"'{text}' is not a host id: they run from 1 to 2000")
     return int(text)
+
+
+def number_from(low: int, high: int) -> Callable[[str], int]:
+    """Return what reads a whole number of that range, both ends included; for argparse."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def io_timeout(text: str) -> int:
+    """Return an io_timeout in seconds; for argparse."""
+    return number_from(1, IO_TIMEOUT_MAX_S)(text)
 
 
 def seconds(text: str) -> float:

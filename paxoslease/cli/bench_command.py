@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paxoslease.cli.addresses import Place, place, seconds
+from paxoslease.cli.addresses import Place, io_timeout, place, seconds
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.options import add_json, add_sizes
 from paxoslease.cli.output import console, print_json, print_table
@@ -62,7 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         )
         what.add_argument(
             "--io-timeout",
-            type=int,
+            type=io_timeout,
             default=10,
             metavar="S",
             help="judge the figures against this io_timeout (default: %(default)s)",

@@ -39,6 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
                 print(area_title(area))
                 for problem in wrong:
                     print(problem_line(problem))
+        if not areas:
+            print(f"no lockspace, resource or index was found at {arguments.place}")
+            return Exit.FAILED
         what = f"{len(areas)} area{'s' if len(areas) != 1 else ''}"
         state = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         print(f"{arguments.place}: {what}, {state if problems else 'nothing wrong'}")

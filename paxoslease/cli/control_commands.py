@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from paxoslease.errors import ConfigError
 from paxoslease.wire import sanlock as wire
 
 _RESTART_SECONDS = 30.0
+_SHUTDOWN_SECONDS = 10.0
 _LIST = {"spaces": "joined", "add": "joining", "rem": "leaving"}
 
 
@@ -115,16 +117,9 @@ def _log(arguments: argparse.Namespace) -> int:
 
 def _restart(arguments: argparse.Namespace) -> int:
     """Send the signal, and wait until the new image answers."""
-    from paxoslease.client import socket_path
-
-    path = os.path.join(os.path.dirname(socket_path(arguments.run_dir)), "sanlock.pid")
-    try:
-        with open(path, "rb") as file:
-            pid = int(file.read(32))
-    except (OSError, ValueError) as error:
-        raise ConfigError("run directory", f"no daemon has it: {error}") from error
     with connect(arguments, timeout_s=_RESTART_SECONDS) as connection:
         connection.version()  # there is one
+        pid = _pid(arguments)
         before = _started(pid)
         began = time.monotonic()
         os.kill(pid, signal.SIGUSR2)
@@ -142,6 +137,20 @@ def _restart(arguments: argparse.Namespace) -> int:
     return Exit.OK
 
 
+def _pid(arguments: argparse.Namespace) -> int:
+    """Return the process id of the daemon that answers."""
+    from paxoslease.client import socket_path
+
+    path = os.path.join(os.path.dirname(socket_path(arguments.run_dir)), "sanlock.pid")
+    try:
+        with open(path, "rb") as file:
+            return int(file.read(32))
+    except OSError as error:
+        raise ConfigError("run directory", f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError("run directory", f"{path} has no process id in it") from error
+
+
 def _started(pid: int) -> str:
     """Return what changes when a process executes another image: where its stack is."""
     try:
@@ -153,7 +162,14 @@ def _started(pid: int) -> str:
 
 def _shutdown(arguments: argparse.Namespace) -> int:
     with connect(arguments) as connection:
+        connection.version()  # there is one
+        daemon = os.pidfd_open(_pid(arguments))
         connection.shutdown_wait(force=int(arguments.force))
+    # It answers a moment before it ends, and until then no other can start.
+    try:
+        select.select([daemon], [], [], _SHUTDOWN_SECONDS)
+    finally:
+        os.close(daemon)
     if arguments.json:
         print_json({"state": "ended"})
     else:

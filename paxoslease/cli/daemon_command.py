@@ -7,13 +7,26 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from paxoslease.cli.addresses import io_timeout
+from paxoslease.disk.layout import check_name
 from paxoslease.errors import ConfigError
+from paxoslease.timing import IO_TIMEOUT_MAX_S, WATCHDOG_FIRE_TIMEOUT_MAX_S
 
 if TYPE_CHECKING:
     from paxoslease.daemon.options import DaemonOptions
 
 CONFIG: Final = "/etc/paxoslease/daemon.toml"
 
+# Numbers that are not just anything from 0 on: the least and the most.
+_RANGES: Final = {
+    "watchdog_fire_timeout": (1, WATCHDOG_FIRE_TIMEOUT_MAX_S),
+    "io_timeout": (1, IO_TIMEOUT_MAX_S),
+    "kill_grace": (0, 60),
+    "lock_memory": (0, 2),
+    "log_file_priority": (-1, 7),
+    "syslog_priority": (-1, 7),
+}
+_NUMBER_MAX: Final = (1 << 31) - 1
 # Key of the file, field of DaemonOptions, what it may be.
 _KEYS: Final[dict[str, tuple[str, type]]] = {
     "host_name": ("host_name", str),
@@ -53,15 +66,15 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--host-name", metavar="NAME", help="default: random, new at each start")
     parser.add_argument("--watchdog", metavar="WHAT", help="'wdmd' (default), a device, or 'none'")
-    parser.add_argument("--io-timeout", type=int, metavar="S", help="default: 10")
+    parser.add_argument("--io-timeout", type=io_timeout, metavar="S", help="default: 10")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any key of the file, with a value as TOML writes it",
+        help="any key of the file, with a value as TOML writes it: user='\"sanlock\"'",
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, has_own_log=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -90,13 +103,16 @@ def _options(arguments: argparse.Namespace) -> DaemonOptions:
         if arguments.config:
             raise ConfigError("--config", f"there is no file {path}") from None
         settings = {}
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError("--config", f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(path, str(error)) from error
     for setting in arguments.set:
         try:
             settings.update(tomllib.loads(setting))
         except tomllib.TOMLDecodeError as error:
-            raise ConfigError("--set", f"'{setting}': {error}") from error
+            reason = f"'{setting}': {error}; a text is written in quotes: key=\"text\""
+            raise ConfigError("--set", reason) from error
     for key in ("host_name", "watchdog", "io_timeout"):
         if getattr(arguments, key) is not None:
             settings[key] = getattr(arguments, key)
@@ -111,7 +127,15 @@ def _set(options: DaemonOptions, key: str, value: object) -> DaemonOptions:
     field, kind = _KEYS[key]
     if type(value) is not kind:
         raise ConfigError(key, f"{value!r} is not of type {kind.__name__}")
+    if isinstance(value, int):
+        low, high = _RANGES.get(key, (0, _NUMBER_MAX))
+        if not low <= value <= high:
+            raise ConfigError(key, f"{value} is not between {low} and {high}")
+    if key == "host_name" and value:
+        check_name(key, str(value))
     if key == "watchdog":
+        if value not in ("none", "wdmd") and not str(value).startswith("/"):
+            raise ConfigError(key, f"'{value}' is neither 'none' nor 'wdmd' nor a device")
         return replace(options, watchdog=str(value), use_watchdog=value != "none")
     values: dict[str, Any] = {field: value}
     return replace(options, **values)

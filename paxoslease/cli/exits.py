@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from enum import IntEnum
 
-from paxoslease.channel import DaemonError
+from paxoslease.channel import DaemonBroken, DaemonError, DaemonSilent, DaemonUnreachable
 from paxoslease.drivers.errors import (
     ActionUnsupported,
     DriverUnknown,
@@ -61,15 +61,22 @@ EXIT_HELP = """exit codes:
 
 
 # What the daemon says when somebody else has the lease or the host id (spec/errors.md).
-_HELD = frozenset((-errno.EAGAIN, -errno.EEXIST, -243, -244, -245, -246, -247, -262))
+_HELD = frozenset((-errno.EAGAIN, -errno.EEXIST, -212, -213, -243, -244, -245, -246, -247, -262))
+# When the place cannot be used, or what is on it; and by which command a path is meant.
+_UNUSABLE = {
+    *(-errno.EIO, -errno.ENODEV, -errno.EMSGSIZE),
+    *(-202, -210, -211, -242, -270, -271),
+    *range(-230, -213),
+}
+_NAMES_A_PATH = ("acquire", "request")
 
 
 def exit_of(error: PaxosleaseError) -> Exit:
     """Return the exit code for an error that ends the command."""
     if isinstance(error, WaitTimeout):
         return exit_of(error.last)
-    if isinstance(error, DaemonError) and error.code in _HELD:
-        return Exit.BUSY
+    if isinstance(error, DaemonError):
+        return _exit_of_daemon(error)
     if isinstance(error, LeaseHeld | LeaseShared | LostRace | LeaseBusy | HostIdBusy):
         return Exit.BUSY
     if isinstance(error, ResourceBusy | StateOutdated):
@@ -85,3 +92,16 @@ def exit_of(error: PaxosleaseError) -> Exit:
     if isinstance(error, Cancelled):
         return Exit.INTERRUPTED
     return Exit.FAILED
+
+
+def _exit_of_daemon(error: DaemonError) -> Exit:
+    """Return the exit code for what the daemon refused: the same as without a daemon."""
+    if isinstance(error, DaemonUnreachable | DaemonBroken | DaemonSilent):
+        return Exit.FAILED
+    if error.code in _HELD:
+        return Exit.BUSY
+    if error.code in (-errno.EINVAL, -231):
+        return Exit.USAGE
+    if error.code == -errno.ENOENT and error.command in _NAMES_A_PATH:
+        return Exit.STORAGE
+    return Exit.STORAGE if error.code in _UNUSABLE else Exit.FAILED

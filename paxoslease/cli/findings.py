@@ -7,8 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from paxoslease.disk.decode import AreaFound, RecordFound
-from paxoslease.disk.records import SHORT_HOLD, HostSector, Leader, Request, RindexEntry
-from paxoslease.errors import BadRecord, StorageError
+from paxoslease.disk.records import (
+    SHORT_HOLD,
+    HostSector,
+    Leader,
+    Request,
+    RindexEntry,
+    RindexHeader,
+)
+from paxoslease.errors import BadRecord, ConfigError, StorageError
 
 MIB = 1 << 20
 
@@ -49,6 +56,9 @@ def _words(value: object) -> str:
         return f"version {value.lver}, mode {mode}" if value.lver else "none"
     if isinstance(value, RindexEntry):
         return f"{_text(value.name)} at {value.res_offset}"
+    if isinstance(value, RindexHeader):
+        most = f"at most {value.max_resources} entries" if value.max_resources else "full size"
+        return f"lockspace {_text(value.lockspace_name)}, {most}"
     return "not readable" if value is None else str(value)
 
 
@@ -135,6 +145,8 @@ def areas_at(arguments: argparse.Namespace, doing: str) -> list[AreaFound]:
     from paxoslease.engine.inspection import inspect_device
 
     where = arguments.place
+    if where.offset % MIB:
+        raise ConfigError("OFFSET", f"areas lie at multiples of 1M, {where.offset} is none")
     with walking(f"{doing} {where.path}") as progress:
         return list(
             inspect_device(

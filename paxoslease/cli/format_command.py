@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from paxoslease.cli.addresses import NamedPlace, name, named_place
+from paxoslease.cli.addresses import NamedPlace, io_timeout, name, named_place, number_from
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.options import add_json, add_sizes
 from paxoslease.cli.output import print_json
@@ -30,7 +30,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     lockspace.add_argument("place", type=named_place, metavar="NAME:PATH[:OFFSET]", help=_PLACE)
     lockspace.add_argument(
         "--io-timeout",
-        type=int,
+        type=io_timeout,
         default=IO_TIMEOUT_DEFAULT_S,
         metavar="S",
         help="stored for the first host that joins each id (default: %(default)s)",
@@ -49,7 +49,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     resource.add_argument(
         "--count",
-        type=int,
+        type=number_from(1, 1_000_000),
         default=1,
         metavar="N",
         help="make N resources NAME0, NAME1, ... one behind the other (default: one, NAME)",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from paxoslease.cli.addresses import seconds, size, split_colons
 from paxoslease.cli.exits import EXIT_HELP, Exit
 from paxoslease.cli.interrupts import interrupts
-from paxoslease.cli.options import add_json, add_wait
+from paxoslease.cli.options import Help, add_json, add_wait
 from paxoslease.cli.terminal import exit_code_of, terminal_back
 from paxoslease.errors import ConfigError, PaxosleaseError
 
@@ -58,7 +58,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "foreground, not a script that starts it. SIGCONT to this command resumes a guest that "
         "was paused.",
         epilog=EXIT_HELP + "\n  other: COMMAND's own; 128+N when signal N ended it",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument(
         "--driver",
@@ -71,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--on-lockfailure",
         choices=_ACTIONS,
+        metavar="ACTION",
         help="what to do when a lock is lost: poweroff (SIGTERM, later SIGKILL; the default), "
         "restart (the same, and start it again when the locks are to be had), pause (SIGSTOP; QEMU "
         "too is stopped by the signal only), ignore; default: what the domain says",
@@ -180,6 +181,8 @@ def _plan(arguments: argparse.Namespace) -> _Plan:
     name = arguments.name or os.path.basename(arguments.argv[0])
     domain = Domain(uuid_of_name(name), name, ())
     if arguments.domain is not None:
+        if not os.path.exists(arguments.domain):
+            raise ConfigError("--domain", f"there is no file {arguments.domain}")
         domain = read_domain(arguments.domain)
         if arguments.name is not None:
             domain = domain._replace(name=arguments.name)

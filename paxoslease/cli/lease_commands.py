@@ -25,7 +25,7 @@ _STATES = {"held": "held", "add": "being acquired", "rem": "being released", "or
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the commands."""
     leases = add_command(commands, "leases", "list the leases that the daemon holds", _leases)
-    leases.add_argument("--pid", type=int, help="only those of this process")
+    leases.add_argument("--pid", type=int, metavar="PID", help="only those of this process")
     acquire = add_command(
         commands,
         "acquire",
@@ -78,7 +78,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _add_pid(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pid", type=int, required=True, help="the process")
+    parser.add_argument("--pid", type=int, required=True, metavar="PID", help="the process")
 
 
 def _leases(arguments: argparse.Namespace) -> int:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from paxoslease.cli.addresses import seconds
+from paxoslease.cli.addresses import number_from, seconds
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.interrupts import interrupts
+from paxoslease.cli.options import Help
 
 _MAX_CLIENTS = 1024
 
@@ -41,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="hold file locks for libvirt guests, in virtlockd's place",
         description=_DESCRIPTION,
         epilog=_EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument(
         "--socket",
@@ -67,7 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument(
         "--max-clients",
-        type=_client_count,
+        type=number_from(1, 1_000_000),
         default=_MAX_CLIENTS,
         metavar="N",
         help="further ones wait until one leaves; a running guest is one (default: %(default)s)",
@@ -76,12 +77,6 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "-v", "--verbose", action="store_true", help="also tell of clients that come to an end"
     )
     parser.set_defaults(run=run)
-
-
-def _client_count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1 to 1000000")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,14 @@ import select
 import sys
 from typing import Any
 
-from paxoslease.cli.addresses import NamedPlace, host_id, named_place, seconds
+from paxoslease.cli.addresses import (
+    NamedPlace,
+    host_id,
+    io_timeout,
+    named_place,
+    number_from,
+    seconds,
+)
 from paxoslease.cli.connecting import REQUEST_SECONDS, add_command, connect, find_lockspace, text
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.output import print_json, print_table
@@ -18,6 +25,7 @@ from paxoslease.errors import ConfigError
 from paxoslease.wire import sanlock as wire
 
 _EXISTS = (-errno.EEXIST, -errno.EINPROGRESS)
+_NUMBER = number_from(0, (1 << 64) - 1)
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -38,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     join.add_argument("--host-id", type=host_id, required=True, metavar="N", help="1 to 2000")
     join.add_argument(
-        "--io-timeout", type=int, default=0, metavar="S", help="default: the daemon's, 10"
+        "--io-timeout", type=io_timeout, default=0, metavar="S", help="default: the daemon's, 10"
     )
     join.add_argument("--no-wait", action="store_true", help="return when it has begun")
     leave = add_command(
@@ -67,14 +75,22 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "send an event to another host, or print those that come",
         _events,
         "Without --send: print the events that other hosts send to this one, as they come. An "
-        "event is carried by renewals: it takes up to two of them, and may come several times.",
+        "event is carried by renewals: it takes up to two of them, and may come several times. "
+        "With --json each is a line.",
     )
     events.add_argument("lockspace", metavar="NAME", help="in which one")
     events.add_argument("--send", type=host_id, metavar="HOST_ID", help="send to this host instead")
-    events.add_argument("--event", type=int, default=1, metavar="N", help="number (default: 1)")
-    events.add_argument("--data", type=int, default=0, metavar="N", help="number (default: 0)")
-    events.add_argument("--count", type=int, metavar="N", help="end after so many")
-    events.add_argument("--timeout", type=seconds, metavar="S", help="end after so long")
+    events.add_argument("--event", type=_NUMBER, default=1, metavar="N", help="number (default: 1)")
+    events.add_argument("--data", type=_NUMBER, default=0, metavar="N", help="number (default: 0)")
+    events.add_argument(
+        "--count", type=number_from(1, 1_000_000), metavar="N", help="end after so many"
+    )
+    events.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="S",
+        help="end when none has come for so long, with exit code 1",
+    )
 
 
 def _join(arguments: argparse.Namespace) -> int:
@@ -89,6 +105,8 @@ def _join(arguments: argparse.Namespace) -> int:
             connection.add_lockspace(space, arguments.io_timeout, wait=not arguments.no_wait)
             state = "joining" if arguments.no_wait else "joined"
         except DaemonError as error:
+            if error.code == -errno.EINVAL:
+                _refuse_another(arguments, space)
             if error.code not in _EXISTS:
                 raise
             state = "joined already"
@@ -101,6 +119,18 @@ def _join(arguments: argparse.Namespace) -> int:
     else:
         print(f"lockspace {wanted.name}: {state} as host {arguments.host_id}")
     return Exit.OK
+
+
+def _refuse_another(arguments: argparse.Namespace, wanted: wire.Lockspace) -> None:
+    """Raise ConfigError if the lockspace is joined already, by another id or at another place."""
+    with connect(arguments, timeout_s=REQUEST_SECONDS) as connection:
+        for one in connection.get_lockspaces():
+            if one.name == wanted.name:
+                place = f"{text(one.disk.path)}:{one.disk.offset}"
+                raise ConfigError(
+                    "lockspace",
+                    f"'{text(one.name)}' is joined already, as host {one.host_id} at {place}",
+                )
 
 
 def _leave(arguments: argparse.Namespace) -> int:
@@ -180,8 +210,6 @@ def _events(arguments: argparse.Namespace) -> int:
                     f"event {arguments.event} goes to host {arguments.send} with the next renewal"
                 )
             return Exit.OK
-        if arguments.count is not None and arguments.count < 1:
-            raise ConfigError("--count", "at least 1")
         events = connection.reg_event(name)
         try:
             return _print_events(events, arguments)

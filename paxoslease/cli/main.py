@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from paxoslease import __version__
 from paxoslease.cli.exits import EXIT_HELP, Exit, exit_of
 from paxoslease.cli.interrupts import Interrupted, interrupts
 from paxoslease.cli.logs import log_to_stderr
-from paxoslease.cli.output import print_error
+from paxoslease.cli.options import Help
+from paxoslease.cli.output import UsageError, error_as_json, print_error, print_json
 from paxoslease.errors import PaxosleaseError
 
 # Each module has add_parser(subparsers); a command's run(arguments) -> int is imported with it.
@@ -45,13 +47,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         suggestion = self._suggestion(message)
-        hint = (
+        advice = (
             f"did you mean '{suggestion}'?"
             if suggestion
             else f"`{self.prog} --help` shows what can be given"
         )
-        sys.stderr.write(f"{self.prog}: {message}\n  hint: {hint}\n")
-        sys.exit(Exit.USAGE)
+        raise UsageError(self.prog, message, advice)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -83,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="paxoslease",
         description=_DESCRIPTION,
         epilog=EXIT_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--version", action="version", version=f"paxoslease {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -94,15 +95,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) -> int:
     """Run the command. Returns its exit code; see `exits.py`."""
-    parsed = build_parser().parse_args(arguments)
-    log_to_stderr()
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        parsed = build_parser().parse_args(words)
+    except UsageError as error:
+        # What a parser has read so far is lost with its error.
+        own = words[: words.index("--")] if "--" in words else words
+        _print_usage_error(error, as_json="--json" in own)
+        return Exit.USAGE
+    if not getattr(parsed, "has_own_log", False):
+        log_to_stderr()
+    as_json = getattr(parsed, "json", False)
     try:
         with interrupts.caught(ends_process=ends_process):
             code: int = parsed.run(parsed)
             sys.stdout.flush()
             return code
     except PaxosleaseError as error:
-        print_error(error, as_json=getattr(parsed, "json", False))
+        print_error(error, as_json=as_json, command=_name_of(parsed))
         return exit_of(error)
     except Interrupted as interrupted:
         sys.stderr.write("paxoslease: interrupted\n")
@@ -113,8 +123,32 @@ def main(arguments: Sequence[str] | None = None, *, ends_process: bool = False) 
         signal.raise_signal(signal.SIGPIPE)
         return Exit.FAILED
     except OSError as error:
-        sys.stderr.write(f"paxoslease: {error}\n")
+        _print_os_error(error, as_json=as_json)
         return Exit.FAILED
+
+
+def _name_of(parsed: argparse.Namespace) -> str:
+    """Return the command as it is typed."""
+    return " ".join(filter(None, ("paxoslease", parsed.command, getattr(parsed, "subject", ""))))
+
+
+def _print_usage_error(error: UsageError, *, as_json: bool) -> None:
+    if as_json:
+        print_json(error_as_json(error))
+    else:
+        sys.stderr.write(f"{error}\n  hint: {error.advice}\n")
+
+
+def _print_os_error(error: OSError, *, as_json: bool) -> None:
+    """Print what no command expected of the system."""
+    message = error.strerror or str(error)
+    if error.filename is not None:
+        message = f"{os.fsdecode(error.filename)}: {message}"
+    if as_json:
+        code = -(error.errno or 0)
+        print_json({"error": "OSError", "code": code, "message": message, "hint": ""})
+    else:
+        sys.stderr.write(f"paxoslease: {message}\n")
 
 
 def run_and_exit() -> NoReturn:

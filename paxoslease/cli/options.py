@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import argparse
 
-from paxoslease.cli.addresses import host_id, named_place, place, seconds, size
-from paxoslease.timing import IO_TIMEOUT_DEFAULT_S, WATCHDOG_FIRE_TIMEOUT_DEFAULT_S
+from paxoslease.cli.addresses import (
+    host_id,
+    io_timeout,
+    named_place,
+    number_from,
+    place,
+    seconds,
+    size,
+)
+from paxoslease.timing import (
+    IO_TIMEOUT_DEFAULT_S,
+    WATCHDOG_FIRE_TIMEOUT_DEFAULT_S,
+    WATCHDOG_FIRE_TIMEOUT_MAX_S,
+)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves texts of several lines as they are, and fills those that are one line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +74,7 @@ def add_membership(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--io-timeout",
-        type=int,
+        type=io_timeout,
         default=IO_TIMEOUT_DEFAULT_S,
         metavar="S",
         help="time-out of one disk operation; all waits follow from it (default: %(default)s)",
@@ -67,7 +88,7 @@ def add_membership(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--watchdog-fire-timeout",
-        type=int,
+        type=number_from(1, WATCHDOG_FIRE_TIMEOUT_MAX_S),
         default=WATCHDOG_FIRE_TIMEOUT_DEFAULT_S,
         metavar="S",
         help="must be the same on all hosts (default: %(default)s)",
@@ -79,7 +100,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", type=place, metavar="PATH[:OFFSET]", help="where to begin")
     parser.add_argument(
         "--io-timeout",
-        type=int,
+        type=io_timeout,
         default=IO_TIMEOUT_DEFAULT_S,
         metavar="S",
         help="time-out of one read (default: %(default)s)",

@@ -20,7 +20,7 @@ from paxoslease import launch
 from paxoslease.cli.addresses import NamedPlace, named_place
 from paxoslease.cli.exits import EXIT_HELP, Exit
 from paxoslease.cli.interrupts import interrupts
-from paxoslease.cli.options import add_json, add_membership, add_wait
+from paxoslease.cli.options import Help, add_json, add_membership, add_wait
 from paxoslease.cli.terminal import exit_code_of, terminal_back
 from paxoslease.errors import ConfigError
 
@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "lost, release, and exit as COMMAND did. COMMAND finds the fencing token of the n-th "
         "resource in PAXOSLEASE_TOKEN_n, counted from 1.",
         epilog=EXIT_HELP + "\n  other: COMMAND's own; 128+N when signal N ended it",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     add_membership(parser)
     parser.add_argument(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from paxoslease.errors import PaxosleaseError
+from paxoslease.wire.numbers import meaning
 
 
 class Refusal(Exception):
@@ -14,6 +15,9 @@ class Refusal(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number if number < 0 else -number
+
+    def __str__(self) -> str:
+        return meaning(self.number)
 
 
 def number_of(error: BaseException) -> int:

@@ -29,7 +29,7 @@ from paxoslease.disk.records import (
     unpack_rindex_header,
 )
 from paxoslease.engine.host import engine
-from paxoslease.errors import DeviceInUse, DiskError, UnsuitableDevice
+from paxoslease.errors import DeviceInUse, DiskError, TooSmall, UnsuitableDevice
 from paxoslease.protocol import formatting
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.effects import Protocol, Read
@@ -224,7 +224,7 @@ def _place(path: str, areas: list[Area], *, force: bool) -> Iterator[None]:
         is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         if size < end and not is_file:
             reason = f"it ends at {size}, the area at {end}"
-            raise UnsuitableDevice(path, areas[0].offset, reason)
+            raise TooSmall(path, areas[0].offset, reason)
         with open_direct(path) as file:
             if file.sector_size > areas[0].sizes.sector_size:
                 reason = (

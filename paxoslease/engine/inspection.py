@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from paxoslease.disk.decode import AreaFound, decode_device
 from paxoslease.engine.host import engine
-from paxoslease.errors import DiskTimeout
+from paxoslease.errors import DiskTimeout, TooSmall
 from paxoslease.protocol.effects import Protocol, Read
 from paxoslease.timing import IO_TIMEOUT_DEFAULT_S, SECOND_US
 
@@ -22,14 +22,16 @@ def inspect_device(
 
     Reads with O_DIRECT, so that what another host wrote is seen. progress(offset, size) is called
     on the way. Raises DiskError, UnsuitableDevice for a path that cannot be opened, DiskTimeout for
-    a device that hangs (each further read would take as long); places that cannot be read are
-    findings.
+    a device that hangs (each further read would take as long), TooSmall for an offset beyond the
+    end; places that cannot be read are findings.
     """
     owner = engine()
     hung: list[DiskTimeout] = []
     file = owner.files.hold(path)
     try:
         size = file.size_bytes - file.size_bytes % file.sector_size
+        if offset and offset >= size:
+            raise TooSmall(path, offset, f"it ends at {size}")
 
         def read(at: int, length: int) -> bytes:
             # Whole sectors are read, and what was asked for is cut out of them.

@@ -301,11 +301,16 @@ class DeviceWatchdog(Watchdog):
         self._owner = owner
         self._connected = False
 
+    def _error(self, error: OSError | ValueError) -> WatchdogError:
+        reason = error.strerror if isinstance(error, OSError) else None
+        path = self._owner.device.path
+        return WatchdogError(self._lockspace, f"{path}: {reason}" if reason else str(error))
+
     def connect(self) -> None:
         try:
             self._owner.start()
         except (OSError, ValueError) as error:
-            raise WatchdogError(self._lockspace, str(error)) from error
+            raise self._error(error) from error
         self._connected = True
 
     def pet(self, renewed_us: int, expire_us: int) -> None:
@@ -348,7 +353,7 @@ class DeviceWatchdog(Watchdog):
         try:
             self._owner.adopt(id(self), state.fd)
         except (OSError, ValueError) as error:
-            raise WatchdogError(self._lockspace, str(error)) from error
+            raise self._error(error) from error
         self._connected = True
 
 

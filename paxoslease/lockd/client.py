@@ -90,7 +90,8 @@ class LockConnection:
             self._socket.connect(os.fsencode(self.path))
         except OSError as error:
             self.close()
-            raise LockDaemonLost(str(self.path), str(error), -(error.errno or 110)) from None
+            reason = error.strerror or str(error)
+            raise LockDaemonLost(str(self.path), reason, -(error.errno or 110)) from None
 
     def __enter__(self) -> LockConnection:
         return self

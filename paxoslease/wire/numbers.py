@@ -79,7 +79,7 @@ _LEASE: Final = {
     -2: "the path does not exist",
     -7: "too many resources in one request",
     -11: "other hosts hold the lease shared, or this host is still releasing it",
-    -17: "another process of this host holds the lease",
+    -17: "a process of this host holds the lease already",
     -25: "the process ended meanwhile",
     -28: "the lockspace is not joined, or is failing",
     -34: "a resource has one to four disks",
@@ -91,6 +91,8 @@ _BY_COMMAND: Final[dict[Command, dict[int, str]]] = {
     Command.ADD_LOCKSPACE: {
         **_PLACE,
         -11: "the lockspace is just being left",
+        -22: "a name, path or host id is not possible, the offset is not aligned, or the lockspace "
+        "is joined already by another host id or at another place",
         -17: "the lockspace is joined already",
         -115: "the lockspace is being joined already",
     },

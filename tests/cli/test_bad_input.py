@@ -64,6 +64,44 @@ def test_an_offset_that_is_not_aligned(space: Path) -> None:
     done = call("run", "--lockspace", f"vms:{space}:100", "--resource", f"guest:{space}:1M",
                 "--host-id", 1, "--", "true")  # fmt: skip
     refused(done, 3, f"{space} at offset 100", "multiples of the sector size")
+    refused(call("inspect", f"{space}:1000"), 2, "multiples of 1M", "inspect --help")
+
+
+def test_an_offset_beyond_the_end(space: Path) -> None:
+    """Nothing is there: it is the wrong place, not an empty one."""
+    refused(call("inspect", f"{space}:64M"), 3, "it ends at", "another offset")
+    refused(call("check", f"{space}:64M"), 3, "it ends at", "another offset")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "{}", "--io-timeout", "0"),
+        ("format", "lockspace", "x:{}:8M", "--io-timeout", "256"),
+        ("format", "resource", "x:{}:8M", "--lockspace", "vms", "--count", "0"),
+        ("join", "vms:{}", "--host-id", "1", "--io-timeout", "300"),
+        ("events", "vms", "--send", "1", "--event", "-1"),
+    ],
+)
+def test_numbers_out_of_range(space: Path, words: tuple[str, ...]) -> None:
+    """A number that makes no sense is refused before anything is done, with what there is."""
+    refused(call(*(word.format(space) for word in words)), 2, "is not a number from", "--help")
+
+
+def test_hints_fit_the_mistake(space: Path, tmp_path: Path) -> None:
+    """What to do is about what went wrong, and the system's words come without its numbers."""
+    text = tmp_path / "text"
+    text.write_text("dear diary")
+    refused(call(*run_arguments(text), "true"), 3, "only 10 bytes", "look at the path and offset")
+    done = call(*run_arguments(space, 1, "--watchdog", "/dev/nope"), "true")
+    refused(done, 1, "/dev/nope: No such file or directory")
+    assert "Errno" not in done.err
+    done = call("guard", "--driver", "nop", "--domain", tmp_path / "none.xml", "--", "true")
+    refused(done, 2, "--domain: there is no file")
+    done = call("guard", "--driver", "fcntl", "--option", f"socket={tmp_path}/none", "--", "true")
+    refused(done, 1, "no daemon at", "No such file or directory")
+    assert "Errno" not in done.err
+    refused(call("explain", "9999"), 2, "no error", "paxoslease explain --help")
 
 
 def test_o_direct_refused(tmp_path: Path) -> None:

@@ -38,6 +38,25 @@ def test_typing_mistakes(typed: tuple[str, ...], meant: str) -> None:
     refused(call(*typed), 2, f"did you mean '{meant}'?")
 
 
+def test_a_mistake_on_the_command_line_is_json_too() -> None:
+    """Who asked for JSON gets it whatever is wrong, unless the word is the command's own."""
+    done = call("format", "lockspace", "vms", "--json")
+    assert (done.code, done.err) == (2, "")
+    assert done.json["error"] == "UsageError"
+    assert "NAME:PATH" in done.json["message"]
+    assert "--help" in done.json["hint"]
+    theirs = call("run", "--host-id", "0", "--", "true", "--json")
+    assert (theirs.code, theirs.out) == (2, "")
+    assert "host id" in theirs.err
+
+
+def test_help_is_filled() -> None:
+    """Long descriptions are broken into lines, also where the exit codes below are not."""
+    for command in ("run", "guard", "daemon", "events"):
+        lines = call(command, "--help").out.splitlines()
+        assert max(map(len, lines)) <= 90, command
+
+
 def test_format_one_of_each(tmp_path: Path) -> None:
     """A file is made and extended; what was made is where the command says."""
     path = tmp_path / "disk"
@@ -92,7 +111,9 @@ def test_check_of_nothing(tmp_path: Path) -> None:
     path = tmp_path / "zeros"
     path.write_bytes(bytes(MIB))
     done = call("check", path)
-    assert (done.code, done.out) == (1, f"{path}: 0 areas, nothing wrong\n")
+    assert (done.code, done.out) == (1, f"no lockspace, resource or index was found at {path}\n")
+    done = call("check", "--json", path)
+    assert (done.code, done.json) == (1, {"areas": 0, "problems": []})
     assert "no lockspace, resource or index" in call("inspect", path).out
 
 
@@ -112,6 +133,7 @@ def test_an_index_through_its_life(space: Path) -> None:
     refused(call("create", "one", *index, *member(space)), 1, "one")
     gone = call("delete", "one", *index, *member(space))
     assert gone.out == f"deleted one at {space}:{4 * MIB}\n"
+    assert "rindex header: lockspace vms, at most 4096 entries\n" in call("inspect", space).out
     rebuilt = call("rebuild", *index, *member(space), "--json")
     assert rebuilt.json == {"entries": [{"name": "two", "offset": 5 * MIB}], "problems": []}
     assert call("check", space).code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -95,6 +96,34 @@ def test_join_and_leave_say_what_is(rig: Rig) -> None:
     assert "not joined" in rig.run("leave", "nothing", code=2)
 
 
+def test_a_join_that_is_refused_says_why(rig: Rig) -> None:
+    """The exit code is that of commands without a daemon, and the daemon's log has the reason."""
+    said = rig.run("join", f"vms:{rig.disk}", "--host-id", "2", code=2)
+    assert f"joined already, as host 1 at {rig.disk}:0" in said
+    nowhere = f"{rig.directory}/nowhere"
+    said = rig.run("join", f"other:{nowhere}", "--host-id", "1", code=3)
+    assert "the path cannot be opened" in said
+    assert "hint: look at how the path is written" in said
+    told = [line for line in rig.tell("log")["lines"] if "join failed -19" in line]
+    assert f"{nowhere} " in told[-1]
+    said = rig.run("join", f"other:{rig.disk}:1M", "--host-id", "1", code=3)
+    assert "paxoslease inspect" in said
+
+
+def test_a_row_is_a_line(rig: Rig) -> None:
+    """Where no terminal gives the width, tables are not folded: programs read them by line."""
+    name = "a-resource-with-a-name-that-is-as-long-as-can-be"
+    with Connection(str(rig.directory), timeout_s=30) as client:
+        client.write_resource(
+            wire.Resource(b"vms", name.encode(), (wire.Disk(rig.disk.encode(), 20 << 20),))
+        )
+    rig.run("acquire", "--pid", str(os.getpid()), f"vms:{name}:{rig.disk}:20M")
+    _, row = rig.run("leases").splitlines()
+    assert name in row
+    assert f"{rig.disk}:{20 << 20}" in row
+    rig.run("release", "--pid", str(os.getpid()), "--all")
+
+
 def test_a_batch_of_twelve_is_had_shown_and_released(rig: Rig) -> None:
     """More than eight leases in one request; `leases` shows them, `release` gives them back."""
     pid = str(os.getpid())
@@ -115,7 +144,7 @@ def test_a_batch_is_all_or_nothing_and_names_the_one(rig: Rig) -> None:
     """One that is not to be had keeps all others from being held, and is named."""
     pid = str(os.getpid())
     wrong = f"vms:other:{rig.disk}:5M"
-    said = rig.run("acquire", "--pid", pid, rig.lease(1), wrong, rig.lease(2), code=1)
+    said = rig.run("acquire", "--pid", pid, rig.lease(1), wrong, rig.lease(2), code=3)
     assert "vms:other" in said
     assert "-227" in said
     assert rig.tell("leases") == []
@@ -184,13 +213,67 @@ def test_shutdown_waits_for_force_while_there_is_a_lockspace(rig: Rig, tmp_path:
     assert rig.answers()
     other = Rig(tmp_path)
     other.run("shutdown")
-    assert other.process.wait(20) == 0
+    assert other.process.poll() == 0
     assert "no daemon" in other.run("status", code=1)
+
+
+def test_commands_without_a_daemon_say_so(tmp_path: Path) -> None:
+    """All in the same way, with what can be done, for people and for programs."""
+    for words in (["status"], ["restart"], ["shutdown"], ["leave", "vms"], ["leases"]):
+        command = [PROGRAM, *words, "--run-dir", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1, words
+        assert f"no daemon at {tmp_path}/sanlock.sock: No such file" in done.stderr
+        assert "hint: start the daemon" in done.stderr
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, json.loads(done.stdout)["error"]) == (1, "DaemonUnreachable")
+    denied = str(paxoslease.DaemonUnreachable("status", -13, "/run/x"))
+    assert denied == "the daemon's socket /run/x may not be used: Permission denied"
+
+
+def test_each_line_of_the_log_is_written_once_and_waits_for_nobody(tmp_path: Path) -> None:
+    """Standard error gets what the log gets; if nobody reads it, the daemon goes on."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    command = [PROGRAM, "daemon", "--run-dir", str(tmp_path), "--watchdog", "none"]
+    process = subprocess.Popen(command, stderr=writer)
+    os.close(writer)
+    client = Connection(str(tmp_path), timeout_s=10)
+
+    def answers() -> bool:
+        try:
+            client.version()
+        except paxoslease.DaemonUnreachable:
+            return False
+        return True
+
+    try:
+        wait_until(answers, 20, "the daemon does not answer")
+        first = os.read(reader, 4096).decode()
+        assert first.count("Using non-standard run directory") == 1
+        absent = wire.Lockspace(b"vms", 1, 0, wire.Disk(f"{tmp_path}/none".encode(), 0))
+        for _ in range(60):  # some lines each, more than the pipe takes
+            with pytest.raises(paxoslease.DaemonError, match="-19"):
+                client.add_lockspace(absent)
+    finally:
+        client.close()
+        process.kill()
+        process.wait()
+        os.close(reader)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--io-timeout", "0"], "not a number from 1 to 255"),
+        (["--set", "io_timeout = 256"], "not between 1 and 255"),
+        (["--set", "watchdog_fire_timeout = 0"], "not between 1 and 3600"),
+        (["--set", "kill_grace = 61"], "not between 0 and 60"),
+        (["--set", "renewal_history = -1"], "not between 0 and"),
+        (["--watchdog", "bogus"], "neither 'none' nor 'wdmd' nor a device"),
+        (["--host-name", "x" * 49], "at most 48 fit"),
+        (["--set", "user=nobody"], "a text is written in quotes"),
+        (["--config", "/"], "Is a directory"),
         (["--set", "io_timeout = 'x'"], "not of type int"),
         (["--set", "nonsense = 1"], "no setting"),
         (["--set", "io_timeout"], "--set"),
@@ -205,8 +288,14 @@ def test_a_setting_that_is_none_is_refused(words: list[str], said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(-243, 4), (-247, 4), (-11, 4), (-17, 4), (-262, 4), (-223, 1), (-28, 1)]
+    ("number", "code"),
+    [
+        *((number, 4) for number in (-243, -247, -11, -17, -262)),
+        *((number, 3) for number in (-2, -5, -19, -90, -202, -223, -229)),
+        *((number, 2) for number in (-22, -231)),
+        *((number, 1) for number in (-28, -3, -203)),
+    ],
 )
-def test_held_by_others_has_the_same_exit_code_as_without_a_daemon(number: int, code: int) -> None:
-    """Scripts tell 'somebody has it' from everything else by it."""
+def test_a_refusal_has_the_same_exit_code_as_without_a_daemon(number: int, code: int) -> None:
+    """Scripts tell 'somebody has it' and 'the place is bad' from everything else by it."""
     assert exit_of(paxoslease.DaemonError("acquire", number)) == code

@@ -149,7 +149,7 @@ def test_the_exit_code_is_the_commands() -> None:
         (["--driver", "nop", "--option", "speed=1"], 2, "no such option"),
         (["--driver", "nop", "--option", "speed"], 2, "not KEY=VALUE"),
         (["--driver", "nop", "--config", "/no/such/file"], 2, "no file"),
-        (["--driver", "nop", "--domain", "/no/such/file"], 1, "No such file"),
+        (["--driver", "nop", "--domain", "/no/such/file"], 2, "no file"),
         (["--driver", "nop", "--lease", "a:b"], 2, "is not LOCKSPACE:KEY:PATH"),
         (["--driver", "nop", "--disk", "/a", "--disk", "/a"], 2, "given twice"),
         (["--driver", "paxos", "--option", "run_directory=/no/such"], 1, "no daemon at"),

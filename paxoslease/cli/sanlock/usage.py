@@ -23,11 +23,12 @@ sanlock daemon [options]
   -S <pri>      syslog priority up to which syslog gets lines, -1 for none (3)
   -U <user>     user to run as
   -G <group>    group to run as
-  -t <num>      number of worker threads at most (8)
+  -t <num>      taken and shown in the status; there are no worker threads to limit
   -g <sec>      time for a graceful end of processes in recovery (40)
   -w 0|1        use the watchdog through wdmd (1)
   -h 0|1        use real-time scheduling (0)
   -l <num>      lock memory: 0 none, 1 current, 2 current and future (1)
+  -o <sec>      I/O time-out of lockspaces that do not say their own (10)
   -b <sec>      how long a notification bit stays in the delta lease
                 (6 times the I/O time-out)
   -e <name>     host name in delta leases (a new uuid)
