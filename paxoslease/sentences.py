@@ -34,8 +34,8 @@ SENTENCES: Final = {
     "owner_lives_on": "process {0} does not end, although its locks are gone: stop it by hand",
     "hangup_ignored": "SIGHUP does nothing; SIGUSR1 restarts the program",
     "restart_failed": "the program was not restarted, the old one goes on: {0}",
-    "restart_waits": "the restart waits, since a file system does not answer: {0} requests are under "
-    "way; it is tried again",
+    "restart_waits": "the restart waits, since a file system does not answer ({0} requests are "
+    "under way); it is tried again",
     "files_hang": "the end does not wait for {0} operations: a file system does not answer",
     "descriptor_stays": "file {0} stays open, since it cannot be told which one it is: {1}",
     "close_failed": "an error when descriptor {0} was closed: {1}",

@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from paxoslease.wire.virtlock import AcquireFlag
@@ -73,6 +74,18 @@ def lock(descriptor: int, flags: AcquireFlag) -> None:
     """Lock the first byte, or have it locked already. Raises OSError when others have it."""
     kind = fcntl.LOCK_SH if flags & AcquireFlag.SHARED else fcntl.LOCK_EX
     fcntl.lockf(descriptor, kind | fcntl.LOCK_NB, 1, 0, os.SEEK_SET)
+
+
+def is_locked(descriptor: int, flags: AcquireFlag) -> bool:
+    """Tell whether this process has the lock. False, too, where only the file system knows.
+
+    What the kernel notes for an open file is read without asking the file system.
+    """
+    kind = "READ" if flags & AcquireFlag.SHARED else "WRITE"
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
+    words = [line.split() for line in lines if line.startswith("lock:")]
+    # lock: NUMBER: POSIX ADVISORY KIND PID DEVICE:INODE FIRST LAST
+    return any((w[2], w[4], w[7:]) == ("POSIX", kind, ["0", "0"]) for w in words)
 
 
 def remove_made(descriptor: int, flags: AcquireFlag, path: bytes, identity: Identity) -> None:

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from paxoslease.lockd.connection import Connection
 from paxoslease.lockd.daemon import Daemon
-from paxoslease.lockd.files import identity_of
+from paxoslease.lockd.files import Identity, identity_of
 from paxoslease.lockd.places import ADMIN_SOCKET_NAME, SOCKET_NAME, Listener, PidFile
 from paxoslease.lockd.processes import Peer, peer_of
 from paxoslease.lockd.session import Owner, Session
@@ -124,7 +124,7 @@ def exported(daemon: Daemon, pid_file: PidFile | None) -> dict[str, Any]:
         _EXTRA: {
             "pid_file": pid_file.descriptor if pid_file else -1,
             "stopping": [[pid, pidfd] for pidfd, (pid, _) in daemon.stopping.items()],
-            "parked": daemon.table.parked(),
+            "parked": [[number, *identity] for number, identity in daemon.table.parked()],
         },
     }
 
@@ -200,6 +200,7 @@ def _resource(resource: Resource) -> dict[str, Any]:
         "lockHeld": True,
         "flags": int(resource.flags),
         "owners": resource.owners,
+        _EXTRA: {"identity": resource.identity},
     }
 
 
@@ -269,17 +270,19 @@ def adopt_table(state: dict[str, Any], table: LockTable) -> None:
                 _adopt_resource(entry, os.fsencode(directory), table)
             except _BROKEN as error:
                 _log.error("lock_not_adopted resource=%r error=%r", entry, error)
-    for descriptor in state.get(_EXTRA, {}).get("parked", []):
-        table.park(_kept(descriptor))
+    for descriptor, *identity in state.get(_EXTRA, {}).get("parked", []):
+        table.park(_kept(descriptor), Identity(*identity))
 
 
 def _adopt_resource(entry: dict[str, Any], directory: bytes, table: LockTable) -> None:
     descriptor = _kept(entry["fd"])
+    told = entry.get(_EXTRA, {}).get("identity")
+    identity = Identity(*told) if told else identity_of(descriptor)
     resource = Resource(
         os.fsencode(entry["name"]),
         os.fsencode(entry["path"]),
         descriptor,
-        identity_of(descriptor),
+        identity,
         AcquireFlag(entry["flags"]),
         [int(owner) for owner in entry["owners"]],
     )

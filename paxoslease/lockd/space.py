@@ -275,18 +275,18 @@ class LockTable:
         """Return every descriptor that must stay open for the locks to stay."""
         return [descriptor for found in self._descriptors.values() for descriptor in found]
 
-    def parked(self) -> list[int]:
+    def parked(self) -> list[tuple[int, Identity]]:
         """Return the descriptors that no resource names but that must stay open."""
         named = {resource.descriptor for _, resource in self.held()}
-        return [descriptor for descriptor in self.descriptors() if descriptor not in named]
+        return [
+            (descriptor, identity)
+            for identity, found in self._descriptors.items()
+            for descriptor in found
+            if descriptor not in named
+        ]
 
-    def park(self, descriptor: int) -> None:
+    def park(self, descriptor: int, identity: Identity) -> None:
         """Keep a descriptor open as long as its file is held; close it if it is not."""
-        try:
-            identity = identity_of(descriptor)
-        except OSError:
-            identity = _unknown(descriptor)
-            self._descriptors[identity] = []
         found = self._descriptors.get(identity)
         if found is None:
             os.close(descriptor)
@@ -300,10 +300,11 @@ class LockTable:
     def adopt(self, directory: bytes, resource: Resource) -> None:
         """Take over a resource that is locked already, with its descriptor.
 
-        The lock is asked for again, which changes nothing when it survived. Raises OSError when it
-        did not and somebody else has it; the descriptor then is not taken over.
+        Raises OSError when the lock did not survive and somebody else has it; the descriptor then
+        is not taken over. Asking the file system, which may hang, is avoided where possible.
         """
-        files.lock(resource.descriptor, resource.flags)
+        if not files.is_locked(resource.descriptor, resource.flags):
+            files.lock(resource.descriptor, resource.flags)
         self.lockspaces[directory].resources[resource.name] = resource
         # Two names of one file: virtlockd's own table may have them, and both descriptors must stay
         # until the last name is released.

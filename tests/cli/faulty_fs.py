@@ -17,7 +17,8 @@ from typing import Any
 import mfusepy
 
 MODES = (
-    "good", "read-error", "write-error", "read-hang", "write-hang", "open-hang", "close-hang",
+    "good", "read-error", "write-error",
+    "read-hang", "write-hang", "open-hang", "close-hang", "stat-hang",
 )  # fmt: skip
 
 
@@ -35,6 +36,7 @@ class FaultyDisk(mfusepy.Operations):  # type: ignore[misc]
             return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
         if path != "/disk":
             raise mfusepy.FuseOSError(errno.ENOENT)
+        self._suffer("stat")
         size = os.fstat(self.fd).st_size
         return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1, "st_size": size}
 

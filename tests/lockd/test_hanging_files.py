@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -171,6 +172,32 @@ def test_a_restart_waits_for_the_file_system(daemon: LockDaemon, ill: IllFile, i
             await_that(lambda: daemon.log.read_text().count("listens on") == 2, "it restarts", 40)
         assert not is_free(image)
         assert not is_free(ill.path)
+
+
+def test_a_restart_over_files_that_hang(daemon: LockDaemon, ill: IllFile, image: Path) -> None:
+    """What is held is taken over without a question to its file system."""
+    with daemon.connect(10) as holder:
+        holder.acquire(b"", bytes(ill.path))
+        ill.become("stat-hang")
+        await_that(lambda: not _has_answer(ill.path), "attributes are asked for again")
+        daemon.send_signal(signal.SIGUSR1)
+        await_that(lambda: daemon.log.read_text().count("listens on") == 2, "it restarts")
+        holder.acquire(b"", bytes(image))
+        assert not is_free(image)
+        with daemon.connect(11) as other:
+            ill.become("good")
+            with pytest.raises(LockRefused, match="is locked"):
+                other.acquire(b"", bytes(ill.path))
+        holder.release(b"", bytes(ill.path))
+    assert is_free(ill.path)
+
+
+def _has_answer(path: Path) -> bool:
+    """Tell whether the kernel answers for a file without its file system."""
+    asking = threading.Thread(target=os.stat, args=[path], daemon=True)
+    asking.start()
+    asking.join(0.2)
+    return not asking.is_alive()
 
 
 def test_the_end_does_not_wait_for_ever(

@@ -13,7 +13,7 @@ import pytest
 
 from paxoslease.lockd import work
 from paxoslease.lockd.failures import LockRefused
-from paxoslease.lockd.files import Identity, identity_of
+from paxoslease.lockd.files import Identity, identity_of, is_locked
 from paxoslease.lockd.space import LockTable
 from paxoslease.lockd.work import OnFiles, Operation, Turn, Until, Work
 from paxoslease.wire.virtlock import AcquireFlag
@@ -58,12 +58,6 @@ class Scheduler:
             self._ended.append(lambda: outcome(result, None))
 
 
-def locks_of(descriptor: int) -> set[str]:
-    """Return the kinds of lock that this process has on a descriptor's file."""
-    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
-    return {line.split()[4] for line in lines if line.startswith("lock:") and "POSIX" in line}
-
-
 def check(table: LockTable) -> None:
     """Check that every resource in the table is locked in the kernel, each file for one name."""
     files: dict[Identity, bytes] = {}
@@ -72,8 +66,7 @@ def check(table: LockTable) -> None:
         assert resource.flags & SHARED or len(resource.owners) <= 1
         assert identity_of(resource.descriptor) == resource.identity
         assert files.setdefault(resource.identity, resource.path) == resource.path
-        kind = "READ" if resource.flags & SHARED else "WRITE"
-        assert locks_of(resource.descriptor) == {kind}, resource
+        assert is_locked(resource.descriptor, resource.flags), resource
 
 
 def answered(operation: Operation[None]) -> Operation[None]:
