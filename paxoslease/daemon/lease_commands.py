@@ -179,6 +179,8 @@ async def convert(daemon: Daemon, call: Call) -> None:
         token = _token(client, wanted)
         if token is None:
             raise Refusal(errno.ENOENT)
+        if call.is_again:
+            await daemon.registry.until_converted(token.entry)
         if not call.is_again or token.entry.shared != wanted.is_shared:
             await daemon.registry.convert(token, shared=wanted.is_shared)
     await call.reply(0)

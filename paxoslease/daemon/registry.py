@@ -23,10 +23,12 @@ from paxoslease.daemon.entries import Entry, Key, Phase, Token
 from paxoslease.daemon.refusal import Refusal, number_of
 from paxoslease.daemon.winning import leases_of, read_lvb, win, write_lvb
 from paxoslease.engine.leases import Holding, Phase as HoldingPhase
+from paxoslease.engine.operation import now_us
 from paxoslease.errors import (
     Cancelled,
     LeaseBusy,
     LeaseLost,
+    LockspaceFailed,
     PaxosleaseError,
     StorageError,
 )
@@ -497,18 +499,24 @@ class Registry:
         """Wait for the end of a conversion that nobody waits for, and let it count."""
         while holding.phase is HoldingPhase.CONVERTING and not entry.space.is_dead:
             await asyncio.sleep(_GONE_POLL_S)
-        entry.doing = ""
         if entry.phase is not Phase.CONVERTING:
             return  # it is being given back already
+        entry.doing = ""
         _log.warning("r%d its conversion has ended after all", entry.number)
         self._converted(entry, holding)
-        if not entry.tokens and entry.phase is Phase.HELD:
+        self._spaces.changed()
+        if not entry.tokens:
             self.abandoned(entry)
+
+    async def until_converted(self, entry: Entry) -> None:
+        """Wait for the end of a conversion that is under way."""
+        while entry.phase is Phase.CONVERTING:
+            await self._spaces.next_change()
 
     def _converted(self, entry: Entry, holding: Holding) -> None:
         """Note how a resource is held after a conversion, whether or not that has worked."""
         entry.phase = Phase.HELD
-        if holding.lost.is_set() and not entry.space.is_dead:
+        if holding.lost.is_set() and _is_good(entry.space):
             # Another host took the lease although we live: its users must not go on.
             for token in entry.tokens:
                 _log.critical("r%d was taken by others: pid %d", entry.number, token.client.pid)
@@ -519,3 +527,13 @@ class Registry:
         if not entry.shared and entry.tokens:
             entry.take_over(entry.tokens[0].client)
         self._journal.entry_changed(entry)
+
+
+def _is_good(space: Space) -> bool:
+    """Tell whether a lockspace is joined and has not failed."""
+    assert space.membership is not None
+    try:
+        space.membership.member.standing(now_us())
+    except LockspaceFailed:
+        return False
+    return True

@@ -296,14 +296,15 @@ async def _continue(daemon: Daemon, space: Space) -> None:
 
 def _open_disks(daemon: Daemon, space: Space) -> None:
     """Have the disks of what is held opened, each on its own: one that hangs holds up no other."""
+    registry = daemon.registry
     paths = {
         os.fsdecode(disk.path)
-        for entry in daemon.registry.of_space(space)
+        for entry in registry.of_space(space)
         for disk in entry.resource.disks
     }
     for path in sorted(paths):
-        if not engine().files.is_open(path):
-            daemon.registry.in_background(_open_disk(daemon, space, path))
+        if path not in registry.opening and not engine().files.is_open(path):
+            registry.opening[path] = registry.in_background(_open_disk(daemon, space, path))
 
 
 async def _open_disk(daemon: Daemon, space: Space, path: str) -> None:
@@ -317,6 +318,8 @@ async def _open_disk(daemon: Daemon, space: Space, path: str) -> None:
             are_open = sum(map(engine().files.is_open, disks))
             if path in disks and 2 * are_open <= len(disks):
                 _kill(token.client for token in entry.tokens)
+    finally:
+        daemon.registry.opening.pop(path, None)
 
 
 def _end_clients(daemon: Daemon, space: Space, ended: Sequence[Client]) -> list[asyncio.Task[None]]:

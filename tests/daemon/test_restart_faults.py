@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from paxoslease.client import Connection
-from paxoslease.wire.sanlock import Disk, Lockspace, Resource
+from paxoslease.wire.sanlock import Disk, Lockspace, Resource, ResourceFlag
 from tests.compat.peer import wait_until
+from tests.daemon.agent import Refused
 from tests.daemon.daemons import REPOSITORY
 from tests.daemon.restart_rig import IO_TIMEOUT_S, MIB, SPACE, RestartedHost, await_end
 from tests.daemon.scripts.faults import FuseMissing, require_fuse
@@ -43,6 +45,17 @@ class HangingDisk:
     def hang(self) -> None:
         """Answer nothing from now on, not even who opens the file."""
         self._process.send_signal(signal.SIGSTOP)
+
+    def slow_down(self, delay_s: float) -> None:
+        """Let every read and write take up to so much longer."""
+        order = {"file": "disk", "delay_s": delay_s, "errors": 0.0, "stalled": False}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def go_on(self) -> None:
+        """Answer again."""
+        self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """End it; whoever waits for it gets an error."""
@@ -155,10 +168,7 @@ def test_lease_whose_disk_is_gone_ends_alone(host: RestartedHost, tmp_path: Path
     path = tmp_path / "other"
     with path.open("wb") as file:
         file.truncate(4 * MIB)
-    resource = [SPACE, "elsewhere", str(path), MIB, 0]
-    with host.connection() as connection:
-        place = Disk(os.fsencode(path), MIB)
-        connection.write_resource(Resource(SPACE.encode(), b"elsewhere", disks=(place,)))
+    resource = _elsewhere(host, path)
     agent, lost = host.agent(), host.agent()
     agent("acquire", resources=[host.resource(0)])
     lost("acquire", resources=[resource])
@@ -168,3 +178,50 @@ def test_lease_whose_disk_is_gone_ends_alone(host: RestartedHost, tmp_path: Path
     assert await_end(lost) == -signal.SIGKILL
     assert list(agent("held")) == ["r0"]
     agent("release", resources=[host.resource(0)])
+
+
+def _elsewhere(host: RestartedHost, path: Path) -> list[object]:
+    """Make a resource of the lockspace on another disk; return it as an agent takes it."""
+    with host.connection() as connection:
+        place = Disk(os.fsencode(path), MIB)
+        connection.write_resource(Resource(SPACE.encode(), b"elsewhere", disks=(place,)))
+    return [SPACE, "elsewhere", str(path), MIB, 0]
+
+
+def _as_shared(resource: list[object]) -> list[object]:
+    return [*resource[:4], int(ResourceFlag.SHARED)]
+
+
+@pytest.mark.parametrize("how", ["exec", "crash"])
+def test_conversion_that_ends_late_is_known(
+    host: RestartedHost, hanging: HangingDisk, how: str
+) -> None:
+    """A conversion of which its client was told that it failed: what comes of it counts.
+
+    The client sees in which mode it has the lease, and a restart does not take it for lost.
+    """
+    resource = _elsewhere(host, hanging.path)
+    agent = host.agent()
+    agent("acquire", resources=[resource])
+    hanging.hang()
+    with pytest.raises(Refused):
+        agent("convert", resource=_as_shared(resource))
+    hanging.go_on()
+    host.until(lambda: agent("held") == {"elsewhere": "SH"}, "the conversion is known")
+    host.restart(how)
+    assert agent("held") == {"elsewhere": "SH"}
+    agent("convert", resource=resource)
+    agent("release", resources=[resource])
+
+
+def test_conversion_that_a_restart_cuts_short(host: RestartedHost, hanging: HangingDisk) -> None:
+    """A restart while a slow conversion is under way: it is answered, once, and nothing is lost."""
+    resource = _elsewhere(host, hanging.path)
+    agent = host.agent()
+    agent("acquire", resources=[resource])
+    hanging.slow_down(0.8)
+    agent.begin("convert", resource=_as_shared(resource))
+    host.exec()
+    assert agent.result() is None
+    assert agent("held") == {"elsewhere": "SH"}
+    agent("release", resources=[resource])
