@@ -32,7 +32,7 @@ from paxoslease.engine.watchdog import open_watchdog
 from paxoslease.engine.watchdog_base import Watchdog, WatchdogState
 from paxoslease.errors import LockspacePresent, PaxosleaseError, StorageError
 from paxoslease.protocol.membership import Failed, Joined, Marked, Renewed
-from paxoslease.timing import Timing, check_timing
+from paxoslease.timing import SECOND_US, Timing, check_timing
 from paxoslease.wire import sanlock as wire
 
 if TYPE_CHECKING:
@@ -307,8 +307,10 @@ class Spaces:
         return (WDMD if self._options.watchdog == "wdmd" else DEVICE) + space.name
 
     def _attach(self, space: Space, membership: Membership) -> Outbox:
-        outbox = Outbox(membership.member.space, membership.member.host_id, space.timing)
-        membership.member.advertise = outbox.advertise
+        bitmap_us = self._options.bitmap_s * SECOND_US
+        member = membership.member
+        outbox = Outbox(member.space, member.host_id, space.timing, bitmap_us)
+        member.advertise = outbox.advertise
         space.membership = membership
         space.outbox = outbox
         space.listeners = self.make_listeners(space)

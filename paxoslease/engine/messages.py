@@ -16,11 +16,15 @@ from paxoslease.timing import Timing
 
 
 class Outbox:
-    """What is to be told: bits for hosts that are to look, and one event. Thread-safe."""
+    """What is to be told: bits for hosts that are to look, and one event. Thread-safe.
 
-    def __init__(self, space: Lockspace, own_id: int, timing: Timing) -> None:
+    bitmap_us: for how long it is told; 0 for what the timing says.
+    """
+
+    def __init__(self, space: Lockspace, own_id: int, timing: Timing, bitmap_us: int = 0) -> None:
         self._lock = threading.Lock()  # never held across anything that waits
-        self._state = requests.new_advertiser(space, own_id, timing)
+        self._bitmap_us = bitmap_us or timing.bitmap_us
+        self.restore(requests.new_advertiser(space, own_id, timing))
 
     @property
     def state(self) -> Advertiser:
@@ -30,7 +34,7 @@ class Outbox:
     def restore(self, state: Advertiser) -> None:
         """Go on with what was advertised before a restart."""
         with self._lock:
-            self._state = state
+            self._state = state._replace(bitmap_us=self._bitmap_us)
 
     def advertise(self, now_us: int) -> Advertised:
         """Return what the renewal that is written now carries."""

@@ -16,14 +16,14 @@ commands:
 
 sanlock daemon [options]
   -D            stay in the foreground, log everything to stderr
-  -Q 0|1        leave errors of ordinary lease contention out of the log (1)
-  -R 0|1        log renewals (0)
+  -Q 0|1        taken and shown in the status; refusals are logged either way (1)
+  -R 0|1        taken and shown in the status; client renewal has what it would log (0)
   -H <num>      renewals kept in the history of a lockspace (180)
   -L <pri>      syslog priority up to which the log file gets lines, -1 for none (4)
   -S <pri>      syslog priority up to which syslog gets lines, -1 for none (3)
   -U <user>     user to run as
   -G <group>    group to run as
-  -t <num>      taken and shown in the status; there are no worker threads to limit
+  -t <num>      taken and shown in the status; there are no worker threads to limit (8)
   -g <sec>      time for a graceful end of processes in recovery (40)
   -w 0|1        use the watchdog through wdmd (1)
   -h 0|1        use real-time scheduling (0)
