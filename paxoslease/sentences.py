@@ -38,6 +38,7 @@ SENTENCES: Final = {
     "under way); it is tried again",
     "files_hang": "the end does not wait for {0} operations: a file system does not answer",
     "descriptor_stays": "file {0} stays open, since it cannot be told which one it is: {1}",
+    "no_thread": "requests wait, since no thread can be started: {0}",
     "close_failed": "an error when descriptor {0} was closed: {1}",
     "lock_not_adopted": "LOCK {0} of the earlier program is lost: {1}",
     "state_unreadable": "what the earlier program left in {0} cannot be used: {1}",

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -104,7 +105,9 @@ class LockTable:
         self.lockspaces: dict[bytes, Lockspace] = {b"": Lockspace(b"")}
         # By file that is reserved: the descriptor that carries the lock, then those parked with it.
         self._descriptors: dict[Identity, list[int]] = {}
-        # Those of them that an operation uses, which are held by nobody yet or no more.
+        # How many resources hold a file: more than one only where virtlockd granted two names.
+        self._name_counts: Counter[Identity] = Counter()
+        # Those files that an operation uses, which are held by nobody yet or no more.
         self._in_use: set[Identity] = set()
         self._claims: list[_Claim] = []
 
@@ -212,7 +215,7 @@ class LockTable:
             held = lockspace.resources.get(name)
             if held is None:
                 held = yield from self._lock(path, name, flags)
-                lockspace.resources[name] = held
+                self._enter(lockspace, held)
                 self._in_use.remove(held.identity)
             elif not held.flags & flags & AcquireFlag.SHARED:
                 raise failures.busy(name)
@@ -305,7 +308,7 @@ class LockTable:
         """
         if not files.is_locked(resource.descriptor, resource.flags):
             files.lock(resource.descriptor, resource.flags)
-        self.lockspaces[directory].resources[resource.name] = resource
+        self._enter(self.lockspaces[directory], resource)
         # Two names of one file: virtlockd's own table may have them, and both descriptors must stay
         # until the last name is released.
         self._descriptors.setdefault(resource.identity, []).append(resource.descriptor)
@@ -381,14 +384,19 @@ class LockTable:
             yield from self._let_go(identity)
         raise failures.busy(name)
 
+    def _enter(self, lockspace: Lockspace, resource: Resource) -> None:
+        lockspace.resources[resource.name] = resource
+        self._name_counts[resource.identity] += 1
+
     def _drop_unowned(self, lockspace: Lockspace, resource: Resource) -> Operation[None]:
         """If nobody owns a resource any more, give up its lock, and remove a file made for it."""
         if resource.owners:
             return
         del lockspace.resources[resource.name]
-        sharers = [other for _, other in self.held() if other.identity == resource.identity]
-        if sharers:  # taken over under two names: the lock is still needed
+        self._name_counts[resource.identity] -= 1
+        if self._name_counts[resource.identity]:  # taken over under two names: still needed
             return
+        del self._name_counts[resource.identity]
         self._in_use.add(resource.identity)
         if resource.flags & AcquireFlag.AUTOCREATE:
             yield from on_files(resource.remove_file)

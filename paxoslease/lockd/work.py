@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import queue
 import signal
@@ -30,8 +31,13 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 T = TypeVar("T")
 Key: TypeAlias = tuple[bytes, ...]
 
-# After a burst no more than these stay.
+_log = logging.getLogger(__name__)
+
+# So many threads there are before any call waits for one, and so many stay idle after a burst.
 _IDLE_MAX: Final = 4
+# So many there are at the most while calls come back.
+_MOVING_MAX: Final = 64
+_PATIENCE_S: Final = 0.02
 _THREADS_END_LIMIT_S: Final = 1.0
 _LOOK_AGAIN_S: Final = 0.001
 
@@ -164,7 +170,11 @@ class Work:
 
 
 class _Threads:
-    """As many threads as there are calls at once. Counted in the loop's thread only."""
+    """A few threads, and more when calls wait for them. Counted in the loop's thread only.
+
+    Calls that take long are many only if a file system hangs or is slow. While none comes back,
+    there is no limit to the threads: each call may be the one that can be answered.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -172,20 +182,45 @@ class _Threads:
         self._jobs = queue.SimpleQueue()
         self._thread_count = 0
         self._call_count = 0
+        self._back_count = 0
+        self._look: asyncio.TimerHandle | None = None
 
     def call(self, function: Callable[[], object], outcome: _Outcome) -> None:
         """Call a function in a thread; then give its result, or its error, to the loop's."""
-        if self._call_count == self._thread_count:
+        if self._call_count >= self._thread_count < _IDLE_MAX and not self._start(1):
+            error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            self._loop.call_soon(outcome, None, error)
+            return
+        self._call_count += 1
+        self._jobs.put((function, outcome))
+        if self._call_count > self._thread_count and self._look is None:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._look = self._loop.call_later(_PATIENCE_S, self._look_whether_enough, self._back_count)
+
+    def _look_whether_enough(self, back_count: int) -> None:
+        """Start more threads when calls have waited for one."""
+        self._look = None
+        waiting = self._call_count - self._thread_count
+        if waiting <= 0:
+            return
+        is_moving = self._back_count > back_count
+        most = max(0, _MOVING_MAX - self._thread_count) if is_moving else waiting
+        self._start(min(waiting, self._thread_count, most))
+        self._look_later()
+
+    def _start(self, count: int) -> bool:
+        """Start threads; False when the system lets us have no thread at all."""
+        for _ in range(count):
             try:
                 # No daemon that ends waits for a file system.
                 threading.Thread(target=self._run, name="files", daemon=True).start()
-            except RuntimeError:  # the system lets us have no more
-                error = OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-                self._loop.call_soon(outcome, None, error)
-                return
+            except RuntimeError as error:
+                _log.error("no_thread error=%s", error)
+                break
             self._thread_count += 1
-        self._call_count += 1
-        self._jobs.put((function, outcome))
+        return self._thread_count > 0
 
     def _run(self) -> None:
         """Be a thread. Signals are the main thread's: they wake up the loop."""
@@ -204,6 +239,7 @@ class _Threads:
 
     def _came_back(self, outcome: _Outcome, result: object, error: Exception | None) -> None:
         self._call_count -= 1
+        self._back_count += 1
         if self._thread_count > self._call_count + _IDLE_MAX:
             self._thread_count -= 1
             self._jobs.put(None)
