@@ -3,7 +3,8 @@
 A file in the run directory, which lies in memory (tmpfs): one JSON object per line, of which the
 last one with the same key counts. A line is there once write() has returned, whatever then happens
 to the process; after a crash of the whole host nothing of it is wanted. When the file has grown to
-several times of what counts, it is written anew and put in the old one's place.
+several times of what counts, it is written anew and put in the old one's place. A file that cannot
+be written is no file: it is given up, and begun anew as soon as that works.
 
 What is begun with a lease is noted before it is begun and its end before the client is told, so a
 successor knows of everything that may be on the disk. Belongs to the loop's thread.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _SMALL: Final = 1 << 20
 _GROWTH: Final = 4
+_AGAIN_S: Final = 1.0
 _LINES_READ_MAX: Final = 1 << 28
 
 
@@ -42,27 +45,31 @@ class Journal:
         self._path = path
         # This daemon renews before it can note that it did, so here no membership is final.
         self._lines = {key: _line(key, _as_final(v, False)) for key, v in (known or {}).items()}
-        self._live = sum(map(len, self._lines.values()))
         self._written = 0
+        self._limit = _SMALL
         self._fd = -1
+        self._has_failed = False
+        self._tried = 0.0
 
     def begin(self) -> None:
         """Begin a new file with what is known, in place of any old one. Raises OSError."""
         self._put("boot", {"boot": boot_identity()})
         self._rewrite()
 
+    def begin_anyhow(self) -> None:
+        """Begin as `begin`, now or as soon as that is possible: there are leases to be seen to."""
+        try:
+            self.begin()
+        except OSError as error:
+            self._fail(error)
+
     def close(self) -> None:
         """End it: an orderly end leaves nothing behind for a successor."""
+        self._has_failed = False
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             os.unlink(self._path)
-
-    def detach(self) -> None:
-        """Stop writing, and leave the file to a successor."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
     # -- what is noted ---------------------------------------------------------------------------
 
@@ -139,49 +146,91 @@ class Journal:
         if old == line:
             return
         self._lines[key] = line
-        self._live += len(line) - len(old)
         self._append(line)
 
     def drop(self, key: str) -> None:
         """Forget what is noted under a key."""
         old = self._lines.pop(key, None)
         if old is not None:
-            self._live -= len(old)
             self._append(_line(key, {"gone": True}))
 
     def _append(self, line: bytes) -> None:
+        if self._has_failed:
+            self._try_again()
         if self._fd < 0:
             return
         try:
-            self._write(line)
-            if self._written > max(_SMALL, _GROWTH * self._live):
-                self._rewrite()
+            _write(self._fd, line)
         except OSError as error:
-            # What is on the disk is out of date, which is worse than nothing. Without a journal a
-            # crash costs what it costs elsewhere, too: the clients, or the watchdog's reset.
-            _log.critical(
-                "journal_failed path=%s error=%s: a crash will lose leases", self._path, error
-            )
+            self._fail(error)
+            return
+        self._written += len(line)
+        if self._written > self._limit:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        """Write the file anew. If there is no room for that the old one goes on to be right."""
+        try:
+            self._rewrite()
+        except OSError as error:
+            _log.error("journal_not_shortened path=%s error=%s", self._path, error)
+            self._limit = 2 * self._written
+
+    def _fail(self, error: OSError) -> None:
+        """Do without the file, and try to write a new one at once and then again and again.
+
+        What is there is out of date, which is worse than nothing. Without a journal a crash costs
+        what it costs elsewhere, too: the clients, or the watchdog's reset.
+        """
+        _log.critical(
+            "journal_failed path=%s error=%s: a crash will lose leases", self._path, error
+        )
+        self._has_failed = True
+        self._tried = 0.0
+        if self._fd >= 0:
+            # A successor takes an empty one for none: this works where nothing can be removed.
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
+        with suppress(OSError):
+            os.unlink(self._path)
+        self._try_again()
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        self._written += len(data)
+    def _try_again(self) -> None:
+        now = time.monotonic()
+        if self._tried and now < self._tried + _AGAIN_S:
+            return
+        self._tried = now
+        try:
+            self._rewrite()
+        except OSError as error:
+            _log.debug("journal_not_begun path=%s error=%s", self._path, error)
+            return
+        self._has_failed = False
+        _log.critical("journal_written_again path=%s", self._path)
 
     def _rewrite(self) -> None:
+        """Put a new file with what counts in the place of the old one. Raises OSError: nothing was
+        changed then.
+        """
         temporary = f"{self._path}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        old, self._fd = self._fd, os.open(temporary, flags, 0o600)
+        data = b"".join(self._lines.values())
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            _write(fd, data)
+            os.rename(temporary, self._path)
+        except OSError:
+            os.close(fd)
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        old, self._fd = self._fd, fd
         if old >= 0:
             os.close(old)
-        self._written = 0
-        self._write(b"".join(self._lines.values()))
-        os.rename(temporary, self._path)
+        self._written = len(data)
+        self._limit = max(_SMALL, _GROWTH * len(data))
 
     def dump(self, *, is_final: bool = False) -> dict[str, dict[str, Any]]:
         """Return all that is noted, by key; is_final: nothing is renewed any more after this."""
@@ -205,9 +254,11 @@ def read_journal(path: str) -> dict[str, dict[str, Any]] | None:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(_LINES_READ_MAX)
+            data = file.read(_LINES_READ_MAX + 1)
     except FileNotFoundError:
         return None
+    if len(data) > _LINES_READ_MAX:
+        raise BadState("journal", "size", f"at most {_LINES_READ_MAX} bytes", "more")
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
@@ -240,6 +291,12 @@ def salvage(path: str) -> list[dict[str, Any]]:
                 if isinstance(value, dict):
                     found.append(value)
     return found
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _line(key: str, value: Mapping[str, Any]) -> bytes:

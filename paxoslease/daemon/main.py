@@ -198,7 +198,10 @@ async def _main(options: DaemonOptions, started: Started, is_up: Callable[[], No
     except BadState as error:
         return _end_all(error, inheritance, journal_path, options)
     journal = Journal(journal_path, notes)
-    journal.begin()
+    if handed_over:
+        journal.begin_anyhow()
+    else:
+        journal.begin()
     daemon = _new_daemon(options, name, journal, started)
     lock_memory(options.mlock_level)
     engine()  # its threads are to run before priorities are set
