@@ -182,6 +182,8 @@ def hint_of(error: PaxosleaseError, command: str = "") -> str:
     if isinstance(error, DaemonError) and not isinstance(error, DaemonUnreachable):
         return _daemon_hint(error)
     if isinstance(error, DiskError):
+        if error.operation == "create" and error.errno == errno.ENOENT:
+            return "the directory is not there: look at how the path is written"
         return _DISK_HINTS.get(error.errno, error.hint)
     if isinstance(error, BadRecord) and error.field == "magic":
         return _magic_hint(str(error.found))

@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     program = shutil.which(arguments.argv[0])
     if program is None:
         raise ConfigError("COMMAND", f"'{arguments.argv[0]}' is no program that can be run")
+    if len(set(arguments.resource)) < len(arguments.resource):
+        raise ConfigError("--resource", "one is given twice")
     space: NamedPlace = arguments.lockspace
     with interrupts.deferred(), ExitStack() as stack:
         with interrupts.interruptible():

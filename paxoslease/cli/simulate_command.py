@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from paxoslease.cli.addresses import number_from
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.options import add_json
 from paxoslease.cli.output import print_json
@@ -21,20 +22,37 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="COUNT", help="how many seeds, from --seed on"
+        "--seeds",
+        type=number_from(1, 1_000_000_000),
+        default=1,
+        metavar="COUNT",
+        help="how many seeds, from --seed on",
     )
     parser.add_argument(
-        "--hosts", type=int, metavar="N", help="how many hosts (default: drawn from the seed)"
+        "--hosts",
+        type=number_from(1, 100),
+        metavar="N",
+        help="how many hosts (default: drawn from the seed)",
     )
     parser.add_argument(
         "--hours",
-        type=float,
+        type=_hours,
         metavar="H",
         help="virtual hours per seed (default: drawn from the seed)",
     )
     parser.add_argument("--trace", action="store_true", help="print every step")
     add_json(parser)
     parser.set_defaults(run=run)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of hours")
+    return hours
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import NamedTuple, TypeVar
 
-from paxoslease.disk.layout import PROBE_BYTES, Area, check_name
+from paxoslease.disk.layout import PROBE_BYTES, RINDEX_LEASE_NAME, Area, check_name
 from paxoslease.disk.records import Where, cut_name, parse_rindex_header
 from paxoslease.engine.host import Membership, engine
+from paxoslease.errors import ConfigError
 from paxoslease.protocol import rindex
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.effects import Protocol, Read
@@ -55,8 +56,10 @@ def create(
     num_hosts: int,
     until_us: int | None,
 ) -> int:
-    """Create a resource in an index; returns its offset. Raises as rindex.create."""
+    """Create a resource in an index; returns its offset. Raises as rindex.create, ConfigError."""
     raw = check_name("resource name", name)
+    if raw == RINDEX_LEASE_NAME:
+        raise ConfigError("resource name", f"'{name}' is the name of the index's own lease")
 
     def work() -> Protocol[int]:
         index = yield from _open(membership, path, offset)

@@ -81,6 +81,8 @@ def test_an_offset_beyond_the_end(space: Path) -> None:
         ("format", "resource", "x:{}:8M", "--lockspace", "vms", "--count", "0"),
         ("join", "vms:{}", "--host-id", "1", "--io-timeout", "300"),
         ("events", "vms", "--send", "1", "--event", "-1"),
+        ("simulate", "--seeds", "0"),
+        ("simulate", "--hosts", "0"),
     ],
 )
 def test_numbers_out_of_range(space: Path, words: tuple[str, ...]) -> None:
@@ -102,6 +104,20 @@ def test_hints_fit_the_mistake(space: Path, tmp_path: Path) -> None:
     refused(done, 1, "no daemon at", "No such file or directory")
     assert "Errno" not in done.err
     refused(call("explain", "9999"), 2, "no error", "paxoslease explain --help")
+    refused(call("simulate", "--hours", "-1"), 2, "'-1' is not a number of hours")
+    nowhere = tmp_path / "none" / "disk"
+    refused(call("format", "lockspace", f"x:{nowhere}"), 3, "create of", "the directory is not")
+
+
+def test_what_cannot_be_meant(space: Path) -> None:
+    """A lease given twice, and a resource by the name of the index's own lease."""
+    twice = run_arguments(space, 1, "--resource", f"guest:{space}:1M")
+    refused(call(*twice, "true"), 2, "--resource: one is given twice")
+    assert call("format", "index", f"vms:{space}:2M").code == 0
+    member = ("--lockspace", f"vms:{space}", "--host-id", 1, *FAST)
+    made = call("create", "rindex_lease", "--index", f"{space}:2M", *member)
+    refused(made, 2, "the index's own lease")
+    assert call("lookup", "--index", f"{space}:2M", "--json").json == []
 
 
 def test_o_direct_refused(tmp_path: Path) -> None:
