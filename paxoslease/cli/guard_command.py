@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ASK_AGAIN_S = 0.5
 _RESTART_AGAIN_S = 3.0
+# Beside those that `interrupts` passes on. Each of them would end this process.
+_PASSED_ON = (signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ACTIONS = ("default", "poweroff", "restart", "pause", "ignore")
 
 
@@ -55,8 +57,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "of a guest's disks and leases in its name, let it become COMMAND, act when a lock is "
         "lost, and exit as COMMAND did. The locks are COMMAND's: they are freed when it ends, and "
         "it keeps them if this command is killed. COMMAND should be the guest itself, in the "
-        "foreground, not a script that starts it. SIGCONT to this command resumes a guest that "
-        "was paused.",
+        "foreground, not a script that starts it. SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and "
+        "SIGUSR2 are passed on to COMMAND. SIGCONT to this command resumes a guest that was "
+        "paused.",
         epilog=EXIT_HELP + "\n  other: COMMAND's own; 128+N when signal N ended it",
         formatter_class=Help,
     )
@@ -81,7 +84,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         type=seconds,
         default=30.0,
         metavar="S",
-        help="how long after SIGTERM SIGKILL follows (default: %(default)s)",
+        help="how long after SIGTERM SIGKILL follows when a lock is lost (default: %(default)s)",
     )
     parser.add_argument(
         "--config",
@@ -246,7 +249,7 @@ def _one_life(plan: _Plan, watch: Watch | None, process: OwnerProcess) -> tuple[
         except BaseException:
             process.abandon()
             raise
-        with interrupts.forwarded(supervisor), _resumed_by_signal(supervisor):
+        with interrupts.forwarded(supervisor), _other_signals(supervisor):
             status = supervisor.run()
         if supervisor.may_be_left and not supervisor.lost:
             _release(plan, process)
@@ -254,13 +257,15 @@ def _one_life(plan: _Plan, watch: Watch | None, process: OwnerProcess) -> tuple[
 
 
 @contextmanager
-def _resumed_by_signal(supervisor: Supervisor) -> Iterator[None]:
-    """Resume a paused command when this process is sent SIGCONT."""
-    before = signal.signal(signal.SIGCONT, lambda *_: supervisor.resume())
+def _other_signals(supervisor: Supervisor) -> Iterator[None]:
+    """Resume a paused command at SIGCONT; pass on what else would leave a command unwatched."""
+    before = {n: signal.signal(n, lambda n, _: supervisor.send_signal(n)) for n in _PASSED_ON}
+    before[signal.SIGCONT] = signal.signal(signal.SIGCONT, lambda *_: supervisor.resume())
     try:
         yield
     finally:
-        signal.signal(signal.SIGCONT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _release(plan: _Plan, process: OwnerProcess) -> None:

@@ -32,6 +32,7 @@ from paxoslease.drivers.processes import Handle
 from paxoslease.errors import PaxosleaseError
 
 STOP_AFTER_S: Final = 30.0
+_ASK_TO_END: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class _Phase(Enum):
@@ -111,11 +112,14 @@ class Supervisor:
         self._tell(f"what it has started goes on, with its locks and unwatched: {pids}")
 
     def send_signal(self, sig: int) -> None:
-        """Pass a signal on to the guest; a paused one must not run, not even to end itself."""
-        if self._phase is _Phase.PAUSED:
-            self._guest.signal_group(signal.SIGKILL)
-        else:
+        """Pass a signal on to the guest; a paused one must not run, not even to end itself.
+
+        What does not ask it to end is dropped then. May be called by a signal.
+        """
+        if self._phase is not _Phase.PAUSED:
             self._process.popen.send_signal(sig)
+        elif sig in _ASK_TO_END:
+            self._guest.signal_group(signal.SIGKILL)
 
     def resume(self) -> None:
         """Let a paused guest go on, when its locks are to be had; may be called by a signal."""

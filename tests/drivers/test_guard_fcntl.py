@@ -132,6 +132,7 @@ def test_pause_and_resume(bench: Bench) -> None:
         assert "it is paused" in line(guard)
         assert "is not released" in line(guard)
         stood_at = bench.count
+        guard.send_signal(signal.SIGUSR1)  # would end it when it goes on
         guard.send_signal(signal.SIGCONT)
         assert "it stays paused: lock driver fcntl: no daemon at" in line(guard)
         bench.start_daemon()
@@ -197,13 +198,14 @@ def test_a_guard_that_waits_can_be_interrupted(bench: Bench) -> None:
     assert not touched.exists()
 
 
-def test_signals_go_to_the_command(bench: Bench) -> None:
-    """Whatever ends a guard by request is passed on, and the command decides."""
-    polite = "trap 'exit 9' HUP; echo $$ 1 > $0; while :; do sleep 0.05; done"
+@pytest.mark.parametrize("name", ["HUP", "QUIT", "USR1", "USR2"])
+def test_signals_go_to_the_command(bench: Bench, name: str) -> None:
+    """Whatever would end a guard is passed on, and the command decides."""
+    polite = f"trap 'exit 9' {name}; echo $$ 1 > $0; while :; do sleep 0.05; done"
     command = [*COMMAND, *bench.arguments(), "sh", "-c", polite, str(bench.progress)]
     with subprocess.Popen(command) as guard:
         await_that(lambda: bench.progress.exists() and bench.progress.read_text(), "it runs")
-        guard.send_signal(signal.SIGHUP)
+        guard.send_signal(getattr(signal, f"SIG{name}"))
         assert guard.wait(20) == 9
 
 
