@@ -18,6 +18,7 @@ from paxoslease.engine.operation import Operation
 T = TypeVar("T")
 
 THREADS_MAX: Final = 256
+_AGAIN_S: Final = 0.5
 
 _running = [0]
 
@@ -44,10 +45,30 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     """Call what may block, on a thread of its own, and wait for its result.
 
     A device that hangs can hold such a thread for ever, so it never is one that others wait for.
-    Raises Refusal (-EAGAIN) when too many wait already.
+    Raises Refusal (-EAGAIN) when too many wait already, or no thread can be had.
     """
     if _running[0] >= THREADS_MAX:
         raise Refusal(errno.EAGAIN)
+    return await _in_thread(function, *args)
+
+
+async def surely_in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call as `in_thread` what has to be done, however many wait and as soon as there is a thread.
+
+    For what the life of a lockspace consists of: of that there is not more than of lockspaces.
+    """
+    while True:
+        try:
+            return await _in_thread(function, *args)
+        except _NoThread:
+            await asyncio.sleep(_AGAIN_S)
+
+
+class _NoThread(Refusal):
+    """The system gives this process no thread more."""
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -69,6 +90,10 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
         else:
             post(loop, lambda: deliver(result, None))
 
-    _running[0] += 1
-    threading.Thread(target=run, name="paxoslease-call", daemon=True).start()
+    thread = threading.Thread(target=run, name="paxoslease-call", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise _NoThread(errno.EAGAIN) from error
+    _running[0] += 1  # on the loop's thread, as the end is
     return await future

@@ -48,6 +48,8 @@ _MESSAGE_MAX: Final = 4096
 _ALIVE_MS: Final = 10_000
 _END_S: Final = 2.0
 _ALLOWED: Final = (signal.SIGTERM, signal.SIGKILL)
+# The channel is full, too many descriptors of this user are on their way, no memory is left.
+_PASSING: Final = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 _IGNORED: Final = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -119,12 +121,14 @@ class Helper:
         try:
             # Not socket.send_fds: it forgets its flags.
             self._channel.sendmsg([message], [rights], socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self.full += 1
-            _log.error("helper_full pid=%d", self.pid)
-            return False
         except OSError as error:
-            self._lose(str(error.strerror))
+            if error.errno in _PASSING:
+                self.full += 1
+                _log.error("helper_full pid=%d error=%s", self.pid, error.strerror)
+            elif error.errno == errno.EBADF:  # a process that was let go in this moment
+                return True
+            else:
+                self._lose(str(error.strerror))
             return False
         return True
 
@@ -135,10 +139,8 @@ class Helper:
                 return self._is_gone
             rights = keeper.rights(descriptors)
             self._channel.sendmsg([message], rights, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
         except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:  # too many on their way, of this user
+            if error.errno in _PASSING:
                 return False
             if error.errno == errno.EBADF:  # a device that was closed to fire in this moment
                 return True
@@ -299,8 +301,11 @@ def _do(channel: socket.socket, message: bytes, descriptors: list[int]) -> None:
         _answer(channel, _SIGNAL, pid, number, _send_signal(descriptors[0], number))
     elif kind == _RUN:
         words = message[_MESSAGE.size :].split(b"\0")[:-1]
-        if words and os.fork() == 0:
-            _run(words, descriptors[0])
+        try:
+            if words and os.fork() == 0:
+                _run(words, descriptors[0])
+        except OSError as error:  # too many processes; what is kept here must not end with that
+            os.write(descriptors[0], _OUTCOME.pack(error.errno or errno.EAGAIN, 0))
 
 
 def _send_signal(pidfd: int, number: int) -> int:

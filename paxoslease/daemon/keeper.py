@@ -39,6 +39,7 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import select
 import socket
 import struct
@@ -69,6 +70,7 @@ _TIOCOUTQ: Final = 0x5411
 _GREETING_S: Final = 5.0
 _RETRY_S: Final = 0.01
 _KEPT_MAX: Final = 1 << 16
+_SPARE: Final = 16
 
 
 def _pack(kind: int, key: bytes = b"", *, number: int = 0, time_us: int = 0) -> bytes:
@@ -136,6 +138,8 @@ class Keeper:
 
     def begin_sweep(self) -> None:
         """Have everything dropped that is not kept anew until `end_sweep`."""
+        # What has not been told yet goes with it: told later under its old place, it would be lost.
+        self._changes.clear()
         self._change(b"begin", _pack(SWEEP))
 
     def end_sweep(self) -> None:
@@ -288,7 +292,7 @@ class Store:
         kind, number, _, _, time_us = _MESSAGE.unpack_from(message)
         key = message[_MESSAGE.size :]
         if kind == KEEP:
-            if number != len(descriptors) or len(self._kept) >= _KEPT_MAX:
+            if number != len(descriptors) or not self._has_room(descriptors):
                 # More than this process may have open.
                 _close(descriptors)
                 return errno.EMFILE
@@ -311,6 +315,11 @@ class Store:
         elif kind == BYE:
             self._is_over = True
         return 0
+
+    def _has_room(self, descriptors: Sequence[int]) -> bool:
+        """Tell whether enough descriptors are left to serve a successor, and to do the rest."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return len(self._kept) < _KEPT_MAX and max(descriptors, default=0) < limit - _SPARE
 
     def _drop(self, key: bytes) -> None:
         self._stale.discard(key)
@@ -372,7 +381,10 @@ class Store:
 
     def _greet(self, listener: socket.socket) -> socket.socket | None:
         """Give what is kept to who has come, if it is the new daemon."""
-        channel, _ = listener.accept()
+        try:
+            channel, _ = listener.accept()
+        except OSError:  # it has gone already
+            return None
         packed = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, _, _ = _CREDENTIALS.unpack(packed)
         try:

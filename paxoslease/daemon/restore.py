@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from paxoslease.daemon.bridge import finished, in_thread
+from paxoslease.daemon.bridge import finished, surely_in_thread
 from paxoslease.daemon.clients import Client, start_time
 from paxoslease.daemon.connection import Connection
 from paxoslease.daemon.entries import Entry, Phase
@@ -282,7 +282,7 @@ async def _continue(daemon: Daemon, space: Space) -> None:
         membership.start_join()
         membership.await_join(None)
 
-    joining = asyncio.ensure_future(in_thread(join))
+    joining = asyncio.ensure_future(surely_in_thread(join))
     while not joining.done() and not space.is_dead:
         change = asyncio.ensure_future(daemon.spaces.next_change())
         await asyncio.wait({joining, change}, return_when=asyncio.FIRST_COMPLETED)
@@ -310,7 +310,7 @@ def _open_disks(daemon: Daemon, space: Space) -> None:
 async def _open_disk(daemon: Daemon, space: Space, path: str) -> None:
     """Open a disk of what is held; those who cannot do without it are stopped if it is gone."""
     try:
-        await in_thread(engine().files.fulfil, path)
+        await surely_in_thread(engine().files.fulfil, path)
     except StorageError as error:
         _log.critical("s%d has lost a disk: %s", space.number, error)
         for entry in daemon.registry.of_space(space):
@@ -358,7 +358,7 @@ async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | N
     keep = is_used or (what == "release" and entry.is_lvb_dirty and not entry.shared)
     before = None if what == "acquire" else lease
     try:
-        holding = await in_thread(
+        holding = await surely_in_thread(
             lambda: membership.leases.start_settle(
                 entry.resource.name, places, before=before, keep=keep
             )

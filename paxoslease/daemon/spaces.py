@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from paxoslease.daemon.bridge import in_thread
+from paxoslease.daemon.bridge import in_thread, surely_in_thread
 from paxoslease.daemon.keeper import DEVICE, WDMD, Keeper
 from paxoslease.daemon.options import DaemonOptions
 from paxoslease.daemon.refusal import Refusal, number_of
@@ -231,7 +231,7 @@ class Spaces:
             # A join that was given up may still own the host id for as long as it settles.
             await asyncio.wait([earlier])
         try:
-            await in_thread(membership.start_join)
+            await surely_in_thread(membership.start_join)
         except BaseException as error:
             membership.abandon_join()
             if isinstance(error, LockspacePresent):
@@ -239,7 +239,7 @@ class Spaces:
                 raise Refusal(errno.EAGAIN) from error
             raise
         self.keep(space)
-        joining = asyncio.ensure_future(in_thread(membership.await_join, None))
+        joining = asyncio.ensure_future(surely_in_thread(membership.await_join, None))
         aborting = asyncio.ensure_future(space.aborted.wait())
         await asyncio.wait({joining, aborting}, return_when=asyncio.FIRST_COMPLETED)
         aborting.cancel()
@@ -256,9 +256,9 @@ class Spaces:
         await asyncio.wait([joining])
         if joining.exception() is None:
             # It was joined in the moment in which it was not wanted any more.
-            await in_thread(membership.leave, None)
+            await surely_in_thread(membership.leave, None)
         else:
-            await in_thread(membership.await_abandoned)
+            await surely_in_thread(membership.await_abandoned)
 
     def _open(self, space: Space, loop: asyncio.AbstractEventLoop) -> Membership:
         wanted = space.wanted
@@ -410,7 +410,7 @@ class Spaces:
         self.registry.space_died(space)
         membership.set_used(False)
         try:
-            await in_thread(membership.leave, None)
+            await surely_in_thread(membership.leave, None)
         except PaxosleaseError as error:
             _log.error("s%d leave failed: %s", space.number, error)
         self._end(space)

@@ -112,6 +112,8 @@ class Process:
     def run_killpath(self, failed: Callable[[], None]) -> bool:
         """Start the killpath program without waiting for it; `failed` is called if it does not.
 
+        False when there is none, or the system gives this process no thread more.
+
         On a thread of its own: loading a program can take as long as the disk that it lies on.
         """
         command = [*self.wishes.killpath, *([str(self.pid)] if self.wishes.killpath_pid else [])]
@@ -129,8 +131,12 @@ class Process:
             else:
                 _log.warning("killpath_ended pid=%d status=%d", self.pid, status)
 
+        try:
+            threading.Thread(target=run, name="paxoslease-killpath", daemon=True).start()
+        except RuntimeError as error:
+            _log.error("killpath_failed pid=%d program=%s error=%s", self.pid, command[0], error)
+            return False
         _log.warning("killpath_started pid=%d program=%s", self.pid, command[0])
-        threading.Thread(target=run, name="paxoslease-killpath", daemon=True).start()
         return True
 
     def wait(self, timeout_s: float | None = None) -> bool:

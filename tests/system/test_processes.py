@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -62,6 +63,20 @@ def test_killpath_that_cannot_start_is_told(tmp_path: Path) -> None:
         assert failed.wait(10)
         assert not Process(2, child.pid, Wishes()).run_killpath(failed.set)
         child.kill()
+        process.close()
+
+
+def test_killpath_without_a_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started the recovery goes on: with a signal instead."""
+
+    def refused(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("paxoslease.engine.processes.threading.Thread.start", refused)
+    process = Process(1, os.getpid(), Wishes(killpath=("/bin/true",)))
+    try:
+        assert not process.run_killpath(lambda: None)
+    finally:
         process.close()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from paxoslease.daemon import keeper
+from paxoslease.daemon import helper as helper_module, keeper
 from paxoslease.daemon.helper import Helper
 from paxoslease.daemon.keeper import Keeper, Store
 from paxoslease.daemon.manager import tell_manager
@@ -105,6 +108,79 @@ def test_sweep_drops_what_is_not_kept_anew(pair: Pair, tmp_path: Path) -> None:
     asyncio.run(run())
     assert set(pair.store._kept) == {b"c2"}
     assert pair.store._expiries == {b"space": 7}
+
+
+def test_sweep_keeps_what_waited_to_be_told(pair: Pair, tmp_path: Path) -> None:
+    """What the channel had not taken when the sweep began is kept, as it is then."""
+    path = tmp_path / "file"
+    path.touch()
+
+    async def run() -> None:
+        with path.open() as file:
+            number = 0
+            while not pair.keeper._changes:
+                pair.keeper.keep(b"c%d" % number, file.fileno())
+                number += 1
+            pair.keeper.keep(b"wspace", file.fileno())
+            pair.keeper.begin_sweep()
+            pair.keeper.keep(b"wspace", file.fileno())
+            pair.keeper.end_sweep()
+            while pair.keeper._changes or pair.deliver():
+                pair.deliver()
+                await asyncio.sleep(0.001)
+
+    asyncio.run(run())
+    assert set(pair.store._kept) == {b"wspace"}
+
+
+def test_store_leaves_room_to_serve_a_successor(pair: Pair) -> None:
+    """It never has so many descriptors open that it could not accept a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reader, writer = os.pipe()
+    message = keeper._pack(keeper.KEEP, b"c1", number=2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (writer + 8, hard))
+    try:
+        assert pair.store.take(message, [reader, writer]) == errno.EMFILE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not pair.store._kept
+
+
+class _Refusing:
+    """A channel on which nothing can be sent, for some reason."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def sendmsg(self, *_: object) -> int:
+        raise OSError(self.code, os.strerror(self.code))
+
+
+@pytest.mark.parametrize("code", [errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM, errno.EAGAIN])
+def test_helper_that_cannot_be_told_now_is_not_lost(code: int) -> None:
+    """A signal that cannot be passed on is sent directly; the next one may go through."""
+    helper = Helper(-1, cast(socket.socket, _Refusing(code)))
+    assert not helper.signal(1, 2, 9)
+    assert helper.is_alive
+    assert helper.full == 1
+
+
+def test_helper_outlives_a_fork_that_fails(monkeypatch: pytest.MonkeyPatch, pair: Pair) -> None:
+    """A killpath that cannot be run is told; what the process keeps does not end by it."""
+
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("paxoslease.daemon.helper.os.fork", refused)
+    reader, writer = os.pipe()
+    try:
+        message = helper_module._MESSAGE.pack(helper_module._RUN, 0, 0, 0) + b"/bin/true\0"
+        helper_module._do(pair.theirs, message, [writer])
+        code, _ = helper_module._OUTCOME.unpack(os.read(reader, 8))
+        assert code == errno.EAGAIN
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_descriptors_that_did_not_come_are_told(pair: Pair) -> None:
