@@ -10,6 +10,7 @@ from paxoslease import errors
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.options import add_json
 from paxoslease.cli.output import print_json
+from paxoslease.wire.numbers import OWN_FIRST, all_numbers, meaning, name_of
 
 # Numbers whose class depends on a field (errors.py), or that only appear inside other programs.
 _OTHER: dict[int, type[errors.PaxosleaseError]] = {
@@ -58,12 +59,14 @@ def find(code: int) -> tuple[str, str, str] | None:
     """Return (name, meaning, hint) for a number, None for one that nothing produces."""
     code = -abs(code)
     found = _OTHER.get(code) or _by_number(code)
-    if found is None and -200 < code < 0:
+    if found is None and OWN_FIRST < code < 0:
         return os.strerror(-code), f"the system's error {-code}: {os.strerror(-code)}", ""
+    if found is None and code in all_numbers():
+        return name_of(code), _sentence(code), ""
     if found is None:
         return None
-    meaning = (found.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
-    return found.__name__, meaning, found.hint
+    text = (found.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
+    return found.__name__, text, found.hint
 
 
 def _by_number(code: int) -> type[errors.PaxosleaseError] | None:
@@ -72,7 +75,20 @@ def _by_number(code: int) -> type[errors.PaxosleaseError] | None:
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, errors.PaxosleaseError)
     ]
-    return next((c for c in candidates if "number" in vars(c) and c.number == code), None)
+    # The base has a number for what has none of its own, and says nothing.
+    return next(
+        (
+            c
+            for c in candidates
+            if "number" in vars(c) and c.number == code and c is not errors.PaxosleaseError
+        ),
+        None,
+    )
+
+
+def _sentence(code: int) -> str:
+    words = meaning(code)
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -80,11 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
     found = find(arguments.code)
     if found is None:
         raise errors.ConfigError("code", f"{arguments.code} is no error of paxoslease or sanlock")
-    name, meaning, hint = found
+    code = -abs(arguments.code)
+    name, text, hint = found
+    symbol = name_of(code)
     if arguments.json:
-        print_json({"code": -abs(arguments.code), "error": name, "meaning": meaning, "hint": hint})
+        said = {"code": code, "error": name, "meaning": text, "hint": hint}
+        print_json({**said, "symbol": symbol, "in_sanlock": meaning(code)})
     else:
-        print(f"{-abs(arguments.code)} {name}: {meaning}")
+        print(f"{code} {name}: {text}")
+        if code in all_numbers() and name != symbol:
+            print(f"  in sanlock: {symbol}, {meaning(code)}")
         if hint:
             print(f"  hint: {hint}")
     return Exit.OK

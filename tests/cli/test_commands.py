@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import paxoslease
+from paxoslease.cli.explain_command import find
+from paxoslease.wire.numbers import all_numbers
 from tests.cli.tool import FAST, MIB, call, end_of, refused, run_arguments, started
 
 
@@ -191,7 +193,18 @@ def test_explain() -> None:
     """Numbers are explained with or without their sign; the unknown is refused."""
     assert call("explain", "-243").out.startswith("-243 LeaseHeld: Another host holds the lease.")
     assert call("explain", 28, "--json").json["code"] == -28
+    magic = call("explain", 223)
+    assert magic.out == "-223 SANLK_LEADER_MAGIC: There is no lease at that place.\n"
+    assert "in sanlock: SANLK_LEADER_LOCKSPACE, the lease belongs to" in call("explain", 226).out
     refused(call("explain", 999), 2, "999")
+
+
+@pytest.mark.parametrize("number", all_numbers())
+def test_every_number_of_sanlock_is_explained(number: int) -> None:
+    """None of them is unknown, and none is explained by a class that stands for nothing."""
+    found = find(number)
+    assert found is not None
+    assert found[0] != "PaxosleaseError"
 
 
 @pytest.mark.parametrize(
