@@ -201,7 +201,7 @@ class Spaces:
             space.join_number = number_of(error)
             if space.aborted.is_set() and isinstance(error, PaxosleaseError):
                 space.join_number = -201
-            reason = error.__cause__ or error
+            reason = error.__cause__ or error if isinstance(error, Refusal) else error
             _log.error("s%d join failed %d: %s", space.number, space.join_number, reason)
             self._end(space)
         else:

@@ -69,6 +69,15 @@ class Rig:
         return f"vms:r{number}:{self.disk}:{number}M"
 
 
+def answers(client: Connection) -> bool:
+    """Tell whether there is a daemon."""
+    try:
+        client.version()
+    except paxoslease.DaemonUnreachable:
+        return False
+    return True
+
+
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     directory = tmp_path_factory.mktemp("d")
@@ -108,6 +117,22 @@ def test_a_join_that_is_refused_says_why(rig: Rig) -> None:
     assert f"{nowhere} " in told[-1]
     said = rig.run("join", f"other:{rig.disk}:1M", "--host-id", "1", code=3)
     assert "paxoslease inspect" in said
+
+
+def test_a_join_without_the_watchdog_says_what_is_missing(rig: Rig, tmp_path: Path) -> None:
+    """The log names the watchdog that is not there, not only the system's error."""
+    command = [PROGRAM, "daemon", "--run-dir", str(tmp_path), "--watchdog", "/dev/nope"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        with Connection(str(tmp_path), timeout_s=30) as client:
+            wait_until(lambda: answers(client), 20, "the daemon does not answer")
+            space = wire.Lockspace(b"vms", 3, 0, wire.Disk(rig.disk.encode(), 0))
+            with pytest.raises(paxoslease.DaemonError, match="-203"):
+                client.add_lockspace(space)
+            assert b"no watchdog: /dev/nope: No such file" in client.log_dump()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_row_is_a_line(rig: Rig) -> None:
@@ -240,15 +265,8 @@ def test_each_line_of_the_log_is_written_once_and_waits_for_nobody(tmp_path: Pat
     os.close(writer)
     client = Connection(str(tmp_path), timeout_s=10)
 
-    def answers() -> bool:
-        try:
-            client.version()
-        except paxoslease.DaemonUnreachable:
-            return False
-        return True
-
     try:
-        wait_until(answers, 20, "the daemon does not answer")
+        wait_until(lambda: answers(client), 20, "the daemon does not answer")
         first = os.read(reader, 4096).decode()
         assert first.count("Using non-standard run directory") == 1
         absent = wire.Lockspace(b"vms", 1, 0, wire.Disk(f"{tmp_path}/none".encode(), 0))
