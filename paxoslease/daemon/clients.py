@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 from collections.abc import Callable, Iterator, Sequence
 from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,13 @@ class Client:
 
     tokens: what it holds, in the order in which it acquired. stopping: one handle per lockspace in
     which it holds leases. is_busy: one of its commands is under way. has_ended: its connection has.
+    started: when its process did.
     """
 
-    def __init__(self, number: int, pid: int, connection: Connection | None) -> None:
+    def __init__(
+        self, number: int, pid: int, connection: Connection | None, started: int | None = None
+    ) -> None:
+        """`started`: as a predecessor noted it."""
         self.number = number
         self.pid = pid
         self.connection = connection
@@ -56,12 +61,15 @@ class Client:
         self.has_ended = False
         self.kills = 0
         self.ended = asyncio.Event()
-        try:
-            self.pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            # It ended right after it had registered; the end of its connection is on its way.
-            _log.info("client_without_process pid=%d error=%s", pid, error)
+        self.pidfd = _pidfd_of(pid) if connection is None else connection.peer_pidfd()
+        self.started = start_time(pid) if started is None else started
+        if self.pidfd >= 0 and start_time(pid) != self.started:
+            # Its number is another's by now, who must not get its signals.
+            os.close(self.pidfd)
             self.pidfd = -1
+        if self.pidfd < 0:
+            # It has ended: the end of its connection is on its way, or a child has that.
+            _log.info("client_without_process pid=%d error=%s", pid, "its process has ended")
 
     @property
     def wishes(self) -> Wishes:
@@ -126,7 +134,7 @@ class Client:
         return {
             "number": self.number,
             "pid": self.pid,
-            "started": start_time(self.pid),
+            "started": self.started,
             "name": self.name.hex(),
             "restricted": int(self.restricted),
             "killpath": self.killpath.hex(),
@@ -139,6 +147,15 @@ class Client:
         """Use what the client has said since about how it is to be stopped."""
         for process in self.stopping.values():
             process.wishes = self.wishes
+
+    @property
+    def is_running(self) -> bool:
+        """Tell whether its process runs; its connection may outlive that."""
+        if self.pidfd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def stop(self) -> None:
         """Stop its process at once, by the signal that it allows."""
@@ -183,8 +200,9 @@ class HeldProcess(Process):
             return False
         self._note_try()
         try:
-            if self._target >= 0:
-                send_signal(self.pid, self._target, number)
+            if self._target < 0:
+                raise ProcessLookupError
+            send_signal(self.pid, self._target, number)
         except ProcessLookupError:
             _log.error("leases_outlive_process pid=%d: somebody has its connection", self.pid)
         except PermissionError as error:
@@ -209,6 +227,13 @@ class HeldProcess(Process):
             os.close(self._target)
             self._target = -1
         super().close()
+
+
+def _pidfd_of(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
 
 
 def start_time(pid: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -34,6 +35,7 @@ PATIENCE_S: Final = 30.0
 RESOURCES_MAX: Final = 1024
 
 _CREDENTIALS: Final = struct.Struct("3i")
+_SO_PEERPIDFD: Final = 77
 
 
 class Dropped(Exception):
@@ -64,15 +66,31 @@ class Connection:
         self.slip: Slip | None = None
         self.peer_pid, self.peer_uid, self.peer_gid = _credentials(connected)
 
+    def peer_pidfd(self) -> int:
+        """Return a new pidfd of the process that connected, -1 when it has ended.
+
+        The kernel knows the process even when its pid is another's by now.
+        """
+        try:
+            packed = self.socket.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
+            return int.from_bytes(packed, "little", signed=True)
+        except OSError as error:
+            if error.errno != errno.ENOPROTOOPT:
+                return -1
+        try:  # a kernel before 6.5
+            return os.pidfd_open(self.peer_pid)
+        except OSError:
+            return -1
+
     async def next_call(self) -> Call:
         """Wait for the next request. Raises Dropped at the end of the connection."""
         await self._send_rest()
         while True:
             header = await self._read_header()
-            if not _is_good(header) or self.is_muted:
-                if self.is_muted:
-                    self.partial.clear()
-                    continue
+            if self.is_muted and not self.is_begun:  # not the request that said so
+                self.partial.clear()
+                continue
+            if not _is_good(header):
                 # Nobody who speaks this protocol sends such a thing: what follows is not
                 # understood, and a client that waits for an answer is told by the end.
                 _log.warning("bad_request peer=%d header=%s", self.peer_pid, header)

@@ -193,7 +193,9 @@ class Attendant:
             _log.error("r%d request for a process that is gone: %s", entry.number, error)
             return
         try:
-            if demand is Demand.FORCE:
+            if not client.is_running:  # what was found by its pid may be another then
+                _log.error("r%d request for a process that is gone", entry.number)
+            elif demand is Demand.FORCE:
                 is_spared = entry.restricted & wire.RestrictFlag.SIGKILL
                 process.signal(signal.SIGTERM if is_spared else signal.SIGKILL)
             elif not process.run_killpath(lambda: None):

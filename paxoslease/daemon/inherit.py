@@ -32,7 +32,6 @@ from paxoslease.errors import BadState, PaxosleaseError
 
 _log = logging.getLogger(__name__)
 
-_SO_PEERPIDFD: Final = 77
 _END_S: Final = 10.0
 
 
@@ -115,7 +114,7 @@ def stop_everybody(inheritance: Inheritance, notes: Iterable[Mapping[str, Any]])
         if number not in holders:
             continue
         waiting.append(connection.socket.fileno())
-        opened.append(_pidfd_of(connection))
+        opened.append(connection.peer_pidfd())
         _stop(connection.peer_pid, opened[-1])
     for note in notes:
         pid, slot = note.get("pid"), note.get("number")
@@ -167,18 +166,6 @@ def _stop(pid: int, pidfd: int) -> None:
     _log.critical("process killed: pid %d", pid)
     with suppress(ProcessLookupError, PermissionError):
         send_signal(pid, pidfd, signal.SIGKILL)
-
-
-def _pidfd_of(connection: Connection) -> int:
-    """Return a pidfd of the process that made a connection, -1 when it has ended."""
-    try:
-        packed = connection.socket.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4)
-        return int.from_bytes(packed, "little", signed=True)
-    except OSError:  # an older kernel, or it has ended
-        try:
-            return os.pidfd_open(connection.peer_pid)
-        except OSError:
-            return -1
 
 
 def _await_all(descriptors: list[int]) -> bool:

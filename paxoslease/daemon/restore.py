@@ -139,7 +139,7 @@ def _restored(daemon: Daemon, name: bytes, _: asyncio.Task[Any]) -> None:
 def _client(value: Mapping[str, Any], connections: Mapping[int, Connection]) -> Client:
     connection = connections.get(value["number"])
     pid = int(value["pid"])
-    client = Client(int(value["number"]), pid, connection)
+    client = Client(int(value["number"]), pid, connection, int(value["started"]))
     client.name = bytes.fromhex(value["name"])
     client.restricted = wire.RestrictFlag(value["restricted"])
     client.killpath = bytes.fromhex(value["killpath"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from paxoslease.client import Connection
-from paxoslease.wire.sanlock import Disk, Lockspace, Resource, ResourceFlag
+from paxoslease.wire.sanlock import Config, Disk, Lockspace, Resource, ResourceFlag
 from tests.compat.peer import wait_until
 from tests.daemon.agent import Refused
 from tests.daemon.daemons import REPOSITORY
@@ -225,3 +225,67 @@ def test_conversion_that_a_restart_cuts_short(host: RestartedHost, hanging: Hang
     assert agent.result() is None
     assert agent("held") == {"elsewhere": "SH"}
     agent("release", resources=[resource])
+
+
+CHILD_KEEPS_IT = """
+import os, sys
+from paxoslease.client import Connection
+connection = Connection(sys.argv[1])
+connection.register(inheritable=True)
+connection.inquire()
+if os.fork():
+    sys.stdin.readline()
+    os._exit(0)
+os.close(0)
+os.close(1)
+while True:
+    os.read(int(sys.argv[2]), 1) or os._exit(0)
+"""
+
+
+def _with_pid(pid: int) -> subprocess.Popen[bytes]:
+    """Start a process with a number that is free."""
+    for _ in range(500):
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        process = subprocess.Popen(["sleep", "600"])
+        if process.pid == pid:
+            return process
+        process.kill()
+        process.wait()
+    raise AssertionError("the number is not to be had")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root chooses numbers of processes")
+@pytest.mark.parametrize("how", ["none", "exec", "crash"])
+def test_number_of_a_client_that_another_has(host: RestartedHost, how: str) -> None:
+    """A child has a client's connection, a stranger its number: the stranger is not signalled."""
+    reader, writer = os.pipe()
+    parent = subprocess.Popen(
+        [sys.executable, "-c", CHILD_KEEPS_IT, str(host.daemon.run_dir), str(reader)],
+        stdin=subprocess.PIPE,
+        cwd=REPOSITORY,
+        pass_fds=[reader],
+    )
+    os.close(reader)
+    host.until(lambda: host._is_known(parent.pid), "the client is registered")
+    with host.connection() as connection:
+        place = Disk(os.fsencode(host.disk), MIB)
+        connection.acquire([Resource(SPACE.encode(), b"r0", disks=(place,))], pid=parent.pid)
+    parent.communicate(b"end\n")
+    stranger = _with_pid(parent.pid)
+    try:
+        if how != "none":
+            host.restart(how)
+        with host.connection() as connection:
+            connection.set_config(SPACE.encode(), Config.UNUSED)
+            connection.rem_lockspace(host.space(), wait=False)
+        host.until(
+            lambda: host.log_has("somebody has its connection") or stranger.poll() is not None,
+            "it has been tried",
+        )
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+        os.close(writer)
+    host.until(lambda: host.log_has("lockspace gone"), "the child's end is the client's")

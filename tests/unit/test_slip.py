@@ -224,3 +224,34 @@ def test_damaged_slip_is_refused(daemons: Daemons) -> None:
     os.pwrite(daemons.slip.memory, b"\xff" * 16, 8)
     with socket.socket() as connected, pytest.raises(BadState):
         Slip(*daemons.slip.descriptors).load(connected)
+
+
+def test_request_that_mutes_its_connection_is_answered(daemons: Daemons) -> None:
+    """Who dies after it was noted that a client says nothing more has a successor that replies."""
+
+    async def begin(connection: Connection) -> None:
+        call = await connection.next_call()
+        connection.begin()
+        assert call.command == Command.RESTRICT
+
+    async def go_on(connection: Connection) -> None:
+        connection.is_muted = True
+        call = await asyncio.wait_for(connection.next_call(), 5)
+        assert call.is_again
+        await call.reply(7)
+        connection.answered()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(connection.next_call(), 0.05)
+
+    daemons.client.sendall(wire.pack_header(Header(Command.RESTRICT, length=32)))
+    for life in (begin, go_on):
+        fds = [os.dup(fd) for fd in daemons._descriptors]
+        with socket.socket(fileno=fds[0]) as connected:
+            connected.setblocking(False)
+            connection = Connection(2, connected)
+            connection.take_over(Slip(*fds[1:]))
+            asyncio.run(life(connection))
+        for fd in fds[1:]:
+            os.close(fd)
+        daemons.client.sendall(wire.pack_header(Header(Command.INQUIRE, length=32)))
+    assert _answers(daemons.client) == [7]
