@@ -46,6 +46,11 @@ def connect(arguments: argparse.Namespace, *, timeout_s: float | None = None) ->
     return Connection(arguments.run_dir, timeout_s=timeout_s)
 
 
+def path_of(path: str) -> bytes:
+    """Return a path as the daemon can open it, whose current directory is not ours."""
+    return os.fsencode(path if not path or os.path.isabs(path) else os.path.abspath(path))
+
+
 def text(name: bytes) -> str:
     """Return a name or path as text."""
     return os.fsdecode(name)
@@ -66,7 +71,7 @@ def resource(value: str) -> wire.Resource:
     while places:
         path = places.pop(0)
         offset = size(places.pop(0)) if places and places[0][:1].isdecimal() else 0
-        pairs.append(wire.Disk(os.fsencode(path), offset))
+        pairs.append(wire.Disk(path_of(path), offset))
     if not space or not name or not pairs or len(pairs) > wire.DISKS_MAX:
         raise argparse.ArgumentTypeError(
             f"'{value}' is not LOCKSPACE:NAME:PATH[:OFFSET] (write a colon in one of them as '\\:')"

@@ -18,7 +18,14 @@ from paxoslease.cli.addresses import (
     number_from,
     seconds,
 )
-from paxoslease.cli.connecting import REQUEST_SECONDS, add_command, connect, find_lockspace, text
+from paxoslease.cli.connecting import (
+    REQUEST_SECONDS,
+    add_command,
+    connect,
+    find_lockspace,
+    path_of,
+    text,
+)
 from paxoslease.cli.exits import Exit
 from paxoslease.cli.output import print_json, print_table
 from paxoslease.errors import ConfigError
@@ -97,7 +104,7 @@ def _join(arguments: argparse.Namespace) -> int:
     from paxoslease.client import DaemonError
 
     wanted: NamedPlace = arguments.lockspace
-    disk = wire.Disk(os.fsencode(wanted.path), wanted.offset)
+    disk = wire.Disk(path_of(wanted.path), wanted.offset)
     space = wire.Lockspace(os.fsencode(wanted.name), arguments.host_id, 0, disk)
     with connect(arguments) as connection:
         state = "joined"
@@ -122,10 +129,10 @@ def _join(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_another(arguments: argparse.Namespace, wanted: wire.Lockspace) -> None:
-    """Raise ConfigError if the lockspace is joined already, by another id or at another place."""
+    """Raise ConfigError if it is joined already, by another id, elsewhere or by another name."""
     with connect(arguments, timeout_s=REQUEST_SECONDS) as connection:
         for one in connection.get_lockspaces():
-            if one.name == wanted.name:
+            if one.name == wanted.name or one.disk == wanted.disk:
                 place = f"{text(one.disk.path)}:{one.disk.offset}"
                 raise ConfigError(
                     "lockspace",

@@ -108,7 +108,9 @@ def test_join_and_leave_say_what_is(rig: Rig) -> None:
 def test_a_join_that_is_refused_says_why(rig: Rig) -> None:
     """The exit code is that of commands without a daemon, and the daemon's log has the reason."""
     said = rig.run("join", f"vms:{rig.disk}", "--host-id", "2", code=2)
-    assert f"joined already, as host 1 at {rig.disk}:0" in said
+    assert f"'vms' is joined already, as host 1 at {rig.disk}:0" in said
+    said = rig.run("join", f"other:{rig.disk}", "--host-id", "1", code=2)
+    assert f"'vms' is joined already, as host 1 at {rig.disk}:0" in said
     nowhere = f"{rig.directory}/nowhere"
     said = rig.run("join", f"other:{nowhere}", "--host-id", "1", code=3)
     assert "the path cannot be opened" in said
@@ -133,6 +135,17 @@ def test_a_join_without_the_watchdog_says_what_is_missing(rig: Rig, tmp_path: Pa
     finally:
         process.kill()
         process.wait()
+
+
+def test_paths_are_those_of_who_asks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon has another current directory: a relative path is made whole before it is sent."""
+    monkeypatch.chdir(rig.directory)
+    here = Path(rig.disk).name
+    assert rig.tell("join", f"vms:{here}", "--host-id", "1")["state"] == "joined already"
+    rig.run("acquire", "--pid", str(os.getpid()), f"vms:r7:{here}:7M")
+    (row,) = rig.tell("leases")
+    assert row["place"] == f"{rig.disk}:{7 << 20}"
+    rig.run("release", "--pid", str(os.getpid()), "--all")
 
 
 def test_a_row_is_a_line(rig: Rig) -> None:
