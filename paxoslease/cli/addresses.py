@@ -8,6 +8,7 @@ sanlock(8) does. Offsets and sizes are in bytes, or end in K, M or G (powers of 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,6 +64,11 @@ def split_colons(text: str) -> list[str]:
     if escaped:
         parts[-1] += "\\"
     return parts
+
+
+def whole_path(path: str) -> str:
+    """Return a path as others can use it, whose current directory is not ours."""
+    return path if not path or os.path.isabs(path) else os.path.abspath(path)
 
 
 def place(text: str) -> Place:

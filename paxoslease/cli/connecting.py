@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from paxoslease.cli.addresses import size, split_colons
+from paxoslease.cli.addresses import size, split_colons, whole_path
 from paxoslease.cli.options import add_json
 from paxoslease.errors import ConfigError
 from paxoslease.wire import sanlock as wire
@@ -48,7 +48,7 @@ def connect(arguments: argparse.Namespace, *, timeout_s: float | None = None) ->
 
 def path_of(path: str) -> bytes:
     """Return a path as the daemon can open it, whose current directory is not ours."""
-    return os.fsencode(path if not path or os.path.isabs(path) else os.path.abspath(path))
+    return os.fsencode(whole_path(path))
 
 
 def text(name: bytes) -> str:

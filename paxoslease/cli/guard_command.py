@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paxoslease.cli.addresses import seconds, size, split_colons
+from paxoslease.cli.addresses import seconds, size, split_colons, whole_path
 from paxoslease.cli.exits import EXIT_HELP, Exit
 from paxoslease.cli.interrupts import interrupts
 from paxoslease.cli.options import Help, add_json, add_wait
@@ -129,13 +129,16 @@ def _add_guest(parser: argparse.ArgumentParser) -> None:
 
 
 def _disk(text: str) -> Disk:
-    """Return PATH, PATH,shared or PATH,readonly; for argparse."""
+    """Return PATH, PATH,shared or PATH,readonly; for argparse.
+
+    The path is what is locked: a relative one would be another lock in each directory.
+    """
     from paxoslease.drivers.base import Disk, Mode
 
     path, comma, word = text.rpartition(",")
     if comma and word in (Mode.SHARED.value, Mode.READONLY.value):
-        return Disk(path, Mode(word))
-    return Disk(text)
+        return Disk(whole_path(path), Mode(word))
+    return Disk(whole_path(text))
 
 
 def _lease(text: str) -> ExplicitLease:
@@ -149,7 +152,7 @@ def _lease(text: str) -> ExplicitLease:
             "(write a colon in a name or path as '\\:')"
         )
     lockspace, key, path, *offset = parts
-    return ExplicitLease(lockspace, key, path, size(offset[0]) if offset else 0)
+    return ExplicitLease(lockspace, key, whole_path(path), size(offset[0]) if offset else 0)
 
 
 def run(arguments: argparse.Namespace) -> int:

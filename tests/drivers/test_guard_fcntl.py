@@ -245,3 +245,14 @@ def test_what_goes_on_after_the_command_keeps_the_locks(bench: Bench) -> None:
         guest.kill()
         assert guest.wait_gone(10)
     assert call(*bench.arguments("--wait", 10), "true").code == 0
+
+
+def test_one_disk_is_one_lock_however_it_is_named(bench: Bench, tmp_path: Path) -> None:
+    """A relative path means the file that it leads to from here, not a lock of its own."""
+    locks = tmp_path / "locks"
+    locks.mkdir()
+    shared = ("--option", f"file_lockspace_dir={locks}")
+    socket = ("--option", f"socket={bench.directory / 'socket'}")
+    with bench.guard(*shared):
+        words = ("guard", "--driver", "fcntl", *shared, *socket, "--disk", bench.disk.name)
+        refused(call(*words, "--", "true", cwd=bench.disk.parent), 4, f"{bench.disk} is in use")
