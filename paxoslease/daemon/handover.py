@@ -19,11 +19,13 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from paxoslease.daemon import helper_renewal
 from paxoslease.daemon.bridge import in_thread
 from paxoslease.daemon.connection import Connection
 from paxoslease.daemon.inherit import Inheritance
@@ -43,6 +45,7 @@ _log = logging.getLogger(__name__)
 VARIABLE: Final = "PAXOSLEASE_HANDOVER"
 REST_S: Final = 2.0
 OPEN_S: Final = 5.0
+TRIAL_S: Final = 30.0
 STEADY_S: Final = 300.0
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_SIGNAL: Final = signal.SIGUSR2
@@ -131,7 +134,7 @@ async def restart(daemon: Daemon, kept: Mapping[str, int]) -> None:
     if not await _await_steady(daemon):
         _log.error("restart called off: lockspaces are still being joined or left")
         return
-    if not await _can_open_again():
+    if not (await _can_be_started() and await _can_open_again()):
         return
     if daemon.is_ending:
         _log.error("restart called off: the daemon is shut down")
@@ -161,6 +164,21 @@ async def _await_steady(daemon: Daemon) -> bool:
 
 def _is_steady(daemon: Daemon) -> bool:
     return all(s.stage is Stage.JOINED and not s.is_dead for s in daemon.spaces)
+
+
+async def _can_be_started() -> bool:
+    """See that the program that is there now can be started, while this one serves yet.
+
+    One that is half installed, or cannot be found from here, would end with all leases.
+    """
+    try:
+        fits = await in_thread(helper_renewal.try_program, TRIAL_S)
+    except (OSError, subprocess.TimeoutExpired, Refusal) as error:
+        _log.error("restart called off: the program cannot be started: %s", error)
+        return False
+    if not fits:
+        _log.error("restart called off: the program that is installed now does not start")
+    return fits
 
 
 async def _can_open_again() -> bool:

@@ -36,7 +36,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NoReturn
 
-from paxoslease.daemon import keeper
+from paxoslease.daemon import helper_renewal, keeper
 from paxoslease.engine.operation import now_us
 
 _log = logging.getLogger(__name__)
@@ -147,6 +147,10 @@ class Helper:
             self._lose(str(error.strerror))
         return True
 
+    def renew(self) -> None:
+        """Have one that a predecessor left be of our code, too, if it is not."""
+        self.hand(keeper.renewal(helper_renewal.CODE), ())
+
     def read_answers(self) -> bool:
         """Take in what the helper has answered; False when it is gone."""
         while not self._is_gone:
@@ -168,6 +172,10 @@ class Helper:
         kind, pid, number, code = _MESSAGE.unpack(answer)
         if kind == keeper.KEEP and code:
             _log.critical("not_kept error=%s: a crash will end it", os.strerror(code))
+        elif kind == keeper.RENEW and code:
+            _log.error("helper_not_renewed pid=%d error=%s", self.pid, os.strerror(code))
+        elif kind == keeper.RENEW:
+            _log.warning("helper_renewed pid=%d", self.pid)
         if kind != _SIGNAL or not code:
             return
         if code == errno.ESRCH:
@@ -243,17 +251,40 @@ def _be_helper(channel: socket.socket, mask: Iterable[int], directory: str | Non
                 store.open()
             except OSError as error:  # it is a helper all the same, but no crash is outlived
                 os.write(2, f"sanlock helper: no socket in {directory}: {error}\n".encode())
-        successor: socket.socket | None = channel
-        while successor is not None:
-            _serve(successor, store)
-            successor.close()
-            _let_go_of_terminal()
-            successor = store.await_successor()
+        _serve_all(channel, store)
         status = 0
     except OSError as error:
         os.write(2, f"sanlock helper: {error}\n".encode())
     finally:
         os._exit(status)
+
+
+def go_on_as_helper() -> None:
+    """Be the helper that has executed its program anew, if that is what this process is."""
+    left = helper_renewal.receive()
+    if left is None:
+        return
+    status = 1
+    try:
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        _answer(left.channel, keeper.RENEW, 0, 0, 0)
+        _serve_all(left.channel, keeper.Store.load(left.store))
+        status = 0
+    except OSError as error:
+        os.write(2, f"sanlock helper: {error}\n".encode())
+    finally:
+        os._exit(status)
+
+
+def _serve_all(channel: socket.socket, store: keeper.Store) -> None:
+    """Serve a daemon, and its successors, until there is nothing to be kept."""
+    successor: socket.socket | None = channel
+    while successor is not None:
+        _serve(successor, store)
+        successor.close()
+        _let_go_of_terminal()
+        successor = store.await_successor()
 
 
 def _let_go_of_terminal() -> None:
@@ -265,15 +296,23 @@ def _let_go_of_terminal() -> None:
 
 
 def _serve(channel: socket.socket, store: keeper.Store) -> None:
-    """Serve a daemon until it is gone."""
+    """Serve a daemon until it is gone, or by executing the program anew."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     _answer(channel, _ALIVE, 0, 0, 0)
+    trial: helper_renewal.Trial | None = None
     while True:
         closing_us = store.close_devices()
         until_closing_ms = _ALIVE_MS if closing_us is None else closing_us // 1000 + 1
-        if not poll.poll(min(_ALIVE_MS, until_closing_ms)):
+        ready = dict(poll.poll(min(_ALIVE_MS, until_closing_ms)))
+        if not ready:
             _answer(channel, _ALIVE, 0, 0, 0)
+            continue
+        if trial is not None and trial.fileno() in ready:
+            poll.unregister(trial)
+            fits, trial = trial.end(), None
+            _answer(channel, keeper.RENEW, 0, 0, _become_new(channel, store, fits=fits))
+        if channel.fileno() not in ready:
             continue
         try:
             message, descriptors = keeper.receive(channel, _MESSAGE_MAX)
@@ -281,6 +320,11 @@ def _serve(channel: socket.socket, store: keeper.Store) -> None:
             continue  # it did not read an answer of ours; what it has said comes yet
         if not message:
             return
+        wanted = keeper.code_wanted(message)
+        if wanted is not None and wanted != helper_renewal.CODE and trial is None:
+            trial = _begin_trial(channel)
+            if trial is not None:
+                poll.register(trial, select.POLLIN)
         if len(message) >= 4 and int.from_bytes(message[:4], sys.byteorder) >= keeper.FIRST:
             code = store.take(message, descriptors)
             if code:
@@ -291,6 +335,28 @@ def _serve(channel: socket.socket, store: keeper.Store) -> None:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+
+
+def _begin_trial(channel: socket.socket) -> helper_renewal.Trial | None:
+    try:
+        return helper_renewal.Trial()
+    except OSError as error:
+        _answer(channel, keeper.RENEW, 0, 0, error.errno or errno.EIO)
+        return None
+
+
+def _become_new(channel: socket.socket, store: keeper.Store, *, fits: bool) -> int:
+    """Execute the program anew; returns the errno of what was in the way."""
+    if not fits:
+        return errno.ENOEXEC
+    closing_us = store.close_devices()
+    if closing_us is not None and closing_us < helper_renewal.SPARE_US:
+        return errno.EAGAIN
+    try:
+        helper_renewal.become_new(channel, store.dump(), store.descriptors())
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def _do(channel: socket.socket, message: bytes, descriptors: list[int]) -> None:

@@ -27,6 +27,8 @@ Messages: kind, number, number, errno, a time in us, a key; with descriptors.
     expire     18; key, the time until which a membership is good, 0 to forget it
     sweep      19, 0 to begin, 1 to end: what was not kept anew in between is dropped
     bye        20: the daemon ends in good order, nothing is to be kept
+    renew      21, what tells the daemon's code from others: the helper is to be of it
+               (helper_renewal.py)
     kept       32, how many descriptors; key, time; with them: to a successor
     ready      33, pid of the helper: that was all
 """
@@ -45,7 +47,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from paxoslease.daemon.run_directory import PID_NAME, lock_holder
 from paxoslease.engine.operation import now_us
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SOCKET_NAME: Final = "paxoslease.keeper"
-KEEP, DROP, EXPIRE, SWEEP, BYE, KEPT, READY = 16, 17, 18, 19, 20, 32, 33
+KEEP, DROP, EXPIRE, SWEEP, BYE, RENEW, KEPT, READY = 16, 17, 18, 19, 20, 21, 32, 33
 FIRST: Final = KEEP  # lower kinds are the helper's own
 DESCRIPTORS_MAX: Final = 4
 CHANNEL_BYTES: Final = 1 << 20
@@ -284,6 +286,38 @@ class Store:
             os.umask(mask)
         self._listener = listener
 
+    def dump(self) -> dict[str, Any]:
+        """Return it as plain data, for the helper that this one becomes."""
+        return {
+            "directory": self._directory,
+            "listener": -1 if self._listener is None else self._listener.fileno(),
+            "kept": {key.hex(): fds for key, fds in self._kept.items()},
+            "expiries": {key.hex(): time_us for key, time_us in self._expiries.items()},
+            "margins": {key.hex(): time_us for key, time_us in self._margins.items()},
+            "stale": [key.hex() for key in self._stale],
+            "is_over": self._is_over,
+        }
+
+    @classmethod
+    def load(cls, left: dict[str, Any]) -> Store:
+        """Return what `dump` told."""
+        store = cls(left["directory"])
+        store._kept = {bytes.fromhex(key): fds for key, fds in left["kept"].items()}
+        store._expiries = {bytes.fromhex(key): time for key, time in left["expiries"].items()}
+        store._margins = {bytes.fromhex(key): time for key, time in left["margins"].items()}
+        store._stale = {bytes.fromhex(key) for key in left["stale"]}
+        store._is_over = bool(left["is_over"])
+        if left["listener"] >= 0:
+            store._listener = socket.socket(fileno=left["listener"])
+        for descriptor in store.descriptors():
+            os.set_inheritable(descriptor, False)
+        return store
+
+    def descriptors(self) -> list[int]:
+        """Return all descriptors that it has."""
+        listener = [] if self._listener is None else [self._listener.fileno()]
+        return [*listener, *(fd for fds in self._kept.values() for fd in fds)]
+
     def take(self, message: bytes, descriptors: list[int]) -> int:
         """Do what a message says; returns an errno. The descriptors are ours then."""
         if len(message) < _MESSAGE.size:
@@ -415,3 +449,16 @@ def _holder(directory: str) -> int:
 def farewell() -> bytes:
     """Return the message that the daemon ends in good order."""
     return _pack(BYE)
+
+
+def renewal(code: int) -> bytes:
+    """Return the request to be of the code that is told (helper_renewal.py)."""
+    return _pack(RENEW, number=code)
+
+
+def code_wanted(message: bytes) -> int | None:
+    """Return the code that a message asks for, None when it asks for something else."""
+    if len(message) < _MESSAGE.size:
+        return None
+    kind, number, _, _, _ = _MESSAGE.unpack_from(message)
+    return int(number) if kind == RENEW else None

@@ -23,7 +23,7 @@ from typing import Final
 
 from paxoslease.daemon import commands, handover, indexes, keeper, logs, status, storage
 from paxoslease.daemon.handover import RESTART_SIGNAL, STOP_SIGNALS, Handover
-from paxoslease.daemon.helper import Helper, start_helper
+from paxoslease.daemon.helper import Helper, go_on_as_helper, start_helper
 from paxoslease.daemon.inherit import Inheritance, from_keeper, stop_everybody
 from paxoslease.daemon.journal import Journal, read_journal, salvage
 from paxoslease.daemon.logs import LogRing, open_log
@@ -109,6 +109,7 @@ class Started:
 
 def run(options: DaemonOptions) -> int:
     """Run a daemon until it is shut down; returns the exit code."""
+    go_on_as_helper()
     # A client that hangs up is an error of one call, also where the program was started like C's.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     handed_over = handover.receive()
@@ -164,7 +165,11 @@ def _start(options: DaemonOptions, log: LogRing, handed_over: Handover | None) -
     directory = open_run_directory(path, identity.uid, identity.gid, is_privileged=privileged)
     directory.lock()
     claimed = keeper.claim(path)
-    helper = start_helper(path) if claimed is None else Helper(claimed.pid, claimed.channel)
+    if claimed is None:
+        helper = start_helper(path)
+    else:
+        helper = Helper(claimed.pid, claimed.channel)
+        helper.renew()
     listener = directory.listen(BACKLOG)
     if privileged:
         drop_privileges(identity)
@@ -180,6 +185,7 @@ def _take_over(path: str, identity: Identity, log: LogRing, handed_over: Handove
     listener = socket.socket(fileno=kept["listener"])
     if "helper" in kept:
         helper = Helper(handed_over.helper_pid, socket.socket(fileno=kept["helper"]))
+        helper.renew()
     else:
         helper = start_helper(path)  # without root's rights; but it keeps what must be kept
     return Started(directory, listener, helper, identity, log, handed_over, {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import resource
 import socket
@@ -200,3 +201,42 @@ def test_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         tell_manager("READY=1")
         assert manager.recv(100) == b"READY=1\nMAINPID=%d" % os.getpid()
+
+
+def test_messages_stay_as_they_are() -> None:
+    """A daemon speaks with the helper of an older version, a helper with a newer daemon.
+
+    So kinds, fields and keys never change; new kinds get new numbers.
+    """
+    kinds = (keeper.KEEP, keeper.DROP, keeper.EXPIRE, keeper.SWEEP, keeper.BYE, keeper.RENEW)
+    assert kinds == (16, 17, 18, 19, 20, 21)
+    assert (keeper.KEPT, keeper.READY) == (32, 33)
+    assert keeper._MESSAGE.format == "=iiiiq"
+    assert (keeper.CLIENT, keeper.EVENT, keeper.WDMD, keeper.DEVICE) == (b"c", b"e", b"w", b"d")
+    assert keeper.SOCKET_NAME == "paxoslease.keeper"
+    assert helper_module._MESSAGE.format == "=iiii"
+    assert (helper_module._ALIVE, helper_module._SIGNAL, helper_module._RUN) == (0, 1, 2)
+    assert helper_module._OUTCOME.format == "=ii"
+
+
+def test_kinds_that_are_not_known_are_ignored(pair: Pair) -> None:
+    """A newer daemon may ask for what this one does not know; nothing is lost by that."""
+    reader, writer = os.pipe()
+    assert pair.store.take(keeper._pack(keeper.KEEP, b"c1", number=2), [reader, writer]) == 0
+    assert pair.store.take(keeper._pack(99, b"c1", number=7, time_us=5), []) == 0
+    assert set(pair.store._kept) == {b"c1"}
+
+
+def test_store_is_the_same_after_it_was_handed_on(pair: Pair) -> None:
+    """What a helper leaves to the one that it becomes is all that there is."""
+    reader, writer = os.pipe()
+    os.set_inheritable(reader, True)
+    assert pair.store.take(keeper._pack(keeper.KEEP, b"dLS", number=1, time_us=3), [reader]) == 0
+    assert pair.store.take(keeper._pack(keeper.KEEP, b"c2", number=1), [writer]) == 0
+    assert pair.store.take(keeper._pack(keeper.EXPIRE, b"LS", time_us=9), []) == 0
+    assert pair.store.take(keeper._pack(keeper.SWEEP), []) == 0
+    left = pair.store.dump()
+    loaded = Store.load(json.loads(json.dumps(left)))
+    assert loaded.dump() == left
+    assert sorted(loaded.descriptors()) == sorted([reader, writer])
+    assert not os.get_inheritable(reader)
