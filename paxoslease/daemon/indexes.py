@@ -136,6 +136,12 @@ class _Asked:
         return await finished(operation)
 
 
+def _check_place(index: rindex.Index, name: bytes, offset: int) -> None:
+    """Refuse an offset that is not aligned (-277), wherever the index begins."""
+    if offset % index.area.sizes.align_size:
+        raise index.refuse(name, f"offset {offset} is no place of an index", NO_PLACE)
+
+
 def _until_us() -> int:
     return now_us() + _PATIENCE_US
 
@@ -180,6 +186,7 @@ async def _lookup(asked: _Asked) -> Answer:
     def work() -> Protocol[rindex.Located]:
         index = yield from asked.open_index()
         if offset:
+            _check_place(index, name, offset)
             return (yield from rindex.look_at(index, offset))
         return (yield from rindex.lookup(index, name or None))
 
@@ -201,8 +208,7 @@ async def _update(asked: _Asked) -> Answer:
 
     def work() -> Protocol[rindex.Located]:
         index = yield from asked.open_index()
-        if offset % index.area.sizes.align_size:
-            raise index.refuse(name, f"offset {offset} is no place of an index", NO_PLACE)
+        _check_place(index, name, offset)
         is_good = offset and (removes or (asked.flags & RindexFlag.ADD and name))
         if not is_good:
             raise index.refuse(name, "neither what to enter nor what to remove", -errno.EINVAL)
@@ -243,8 +249,7 @@ async def _delete(asked: _Asked) -> Answer:
 
     def work() -> Protocol[None]:
         index = yield from asked.open_index()
-        if offset % index.area.sizes.align_size:
-            raise index.refuse(name, f"offset {offset} is no place of an index", NO_PLACE)
+        _check_place(index, name, offset)
         if not name:
             raise index.refuse(name, "nothing has no name", NO_SUCH)
         yield from rindex.delete(index, name, until_us=_until_us())

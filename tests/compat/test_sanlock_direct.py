@@ -70,6 +70,12 @@ read_leader -r ::@:1M
 read_leader -r L:R:@:9M
 read_leader -r L:R:@:0
 read_leader -r K:S:@:10485760
+read_leader -r L:R:@:1048576 -Z 512
+read_leader -r L:R:@:1048576 -Z 4096
+read_leader -s L:1:@:0 -r L:R:@:1048576
+init -r L:R:@:0:@:0:@:0:@:0:@:0:
+init -r L:R:@:0:@:0:@:0:@:0:
+init -r L:R:@:0:@:0:@:0:@:0:@:0\\
 dump @
 dump @ -f 1
 dump @:0:24M -f 2
@@ -95,6 +101,8 @@ format -x L:@:12582912 -Z 512
 format -x L:/nope:12582912
 format
 lookup
+read_leader -s L:1:@:12582912
+lookup -x L:@:12582912 -e :14680065
 lookup -x L:@:12582912
 lookup -x X:@:12582912
 lookup -x L:@:0
@@ -105,6 +113,7 @@ update -x L:@:12582912 -e bb:16777216
 update -x L:@:12582912 -e bb
 update -x L:@:12582912 -e :16777216
 update -x L:@:12582912 -e bb:16777217
+update -x L:@:12582912 -e :16777217
 update -x L:@:12582912
 lookup -x L:@:12582912
 lookup -x L:@:12582912 -e aa

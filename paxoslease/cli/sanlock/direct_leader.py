@@ -25,10 +25,12 @@ from paxoslease.cli.sanlock.direct_place import (
 from paxoslease.cli.sanlock.grammar import Options
 from paxoslease.cli.sanlock.output import say
 from paxoslease.disk.direct import DirectFile
-from paxoslease.disk.layout import NAME_BYTES, PROBE_BYTES, Area, Sizes
+from paxoslease.disk.layout import NAME_BYTES, PROBE_BYTES, Area, Sizes, default_sizes
 from paxoslease.disk.records import (
+    DELTA_MAGIC,
     LEADER_BYTES,
     LEADER_CRC_BYTES,
+    PAXOS_MAGIC,
     Leader,
     Where,
     cut_name,
@@ -97,17 +99,29 @@ def _found(options: Options) -> Iterator[_Place]:
             raise Refusal(errno.EPERM)
         disk = disks[0]
     with opened(disk, for_lockspace=is_lockspace) as files:
-        sizes = _sizes(options, files[0], disk.offset) if is_lockspace else None
-        area = Area(files[0].path, disk.offset, sizes or sizes_of(options, files[0]))
+        sizes_there = _sizes if is_lockspace else _sizes_of_resource
+        area = Area(files[0].path, disk.offset, sizes_there(options, files[0], disk.offset))
         yield _Place(options, area, files[0])
 
 
+def _sizes_of_resource(options: Options, file: DirectFile, offset: int) -> Sizes:
+    """Return the sizes given, of which the sector size is enough, or the file's.
+
+    Raises Refusal (-EPERM, -EINVAL: a sector size that no format has).
+    """
+    if not options.sector_size or options.align_size:
+        return sizes_of(options, file)
+    if options.sector_size not in (512, 4096):
+        raise Refusal(errno.EINVAL)
+    return default_sizes(options.sector_size)
+
+
 def _sizes(options: Options, file: DirectFile, offset: int) -> Sizes:
-    """Return the sizes given, or those that the lockspace states. Raises Refusal (-EPERM)."""
+    """Return the sizes given, or those that a lease there states. Raises Refusal (-EPERM)."""
     if options.align_size:
         return sizes_of(options, file)
     leader = unpack_leader(read_at(options, file, offset, PROBE_BYTES))
-    if leader.sizes is None:
+    if leader.magic not in (DELTA_MAGIC, PAXOS_MAGIC) or leader.sizes is None:
         raise Refusal(errno.EPERM)
     return leader.sizes
 
@@ -123,7 +137,8 @@ def read_leader(options: Options) -> int:
     except (Refusal, PaxosleaseError) as error:
         result = number_of(error)
     say(b"read_leader done %d" % result)
-    _say_fields(leader, is_lockspace=bool(options.lockspace.disk.path))
+    # With a resource beside a lockspace the fields are called as its own, but it is not read.
+    _say_fields(leader, is_lockspace=not options.resources)
     return result
 
 

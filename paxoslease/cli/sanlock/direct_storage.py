@@ -33,7 +33,7 @@ from paxoslease.errors import PaxosleaseError
 from paxoslease.protocol import formatting, rindex
 from paxoslease.protocol.delta import Lockspace
 from paxoslease.protocol.effects import Protocol
-from paxoslease.protocol.rindex_content import OTHER_NAME
+from paxoslease.protocol.rindex_content import NO_PLACE, OTHER_NAME
 from paxoslease.timing import IO_TIMEOUT_DEFAULT_S, SECOND_US
 from paxoslease.wire.sanlock import Rentry
 
@@ -112,6 +112,12 @@ def _open_index(options: Options) -> Protocol[rindex.Index]:
     return (yield from rindex.open_index(space, path, offset, timing_of(options)))
 
 
+def _check_place(index: rindex.Index, wanted: Rentry) -> None:
+    """Refuse an offset that is not aligned (-277), wherever the index begins."""
+    if wanted.offset % index.area.sizes.align_size:
+        raise index.refuse(wanted.name, f"offset {wanted.offset} is no place", NO_PLACE)
+
+
 def format_index(options: Options) -> int:
     """Format an index."""
 
@@ -134,6 +140,7 @@ def lookup(options: Options) -> int:
     def look() -> Protocol[rindex.Located]:
         index = yield from _open_index(options)
         if wanted.offset:
+            _check_place(index, wanted)
             return (yield from rindex.look_at(index, wanted.offset))
         return (yield from rindex.lookup(index, wanted.name or None))
 
@@ -154,6 +161,7 @@ def update(options: Options) -> int:
 
     def change() -> Protocol[rindex.Located]:
         index = yield from _open_index(options)
+        _check_place(index, wanted)
         if not wanted.offset or not (name or options.has("z")):
             reason = "neither what to enter nor what to remove"
             raise index.refuse(wanted.name, reason, -errno.EINVAL)

@@ -30,6 +30,7 @@ from paxoslease.wire.sanlock import (
 
 _U64: Final = (1 << 64) - 1
 _MEGA: Final = 1 << 20
+_HIDDEN: Final = re.compile(rb"\\.?", re.DOTALL)
 _NUMBER: Final = re.compile(rb"[ \t\n\v\f\r]*[+-]?[0-9]")
 
 
@@ -67,6 +68,8 @@ def parse_resource(text: bytes) -> Resource:
     """Return `lockspace:name[:path:offset]...[:lver|:SH]`. Raises ResourceUnreadable."""
     if len(text) < 3:
         raise ResourceUnreadable(-6)
+    if (_HIDDEN.sub(b"", text).count(b":") - 1) // 2 > DISKS_MAX:
+        raise ResourceUnreadable(-2)  # the first mistake that is told, whatever else is wrong
     fields = list(_fields(text))
     if len(fields) in (1, 3) or (len(fields) > 3 and not fields[-1]):
         raise ResourceUnreadable(-1)
@@ -74,8 +77,6 @@ def parse_resource(text: bytes) -> Resource:
     if max(len(space), len(name)) > NAME_BYTES:
         raise ResourceUnreadable(-1)
     last = rest.pop() if len(rest) % 2 else None
-    if len(rest) > 2 * DISKS_MAX:
-        raise ResourceUnreadable(-2)
     disks = tuple(_disk(rest[at], rest[at + 1], is_first=at == 0) for at in range(0, len(rest), 2))
     lver = flags = 0
     if last is not None and last.startswith(b"SH"):

@@ -50,6 +50,11 @@ def orders(stage: Stage) -> None:
         host.ask(
             f"update {flags:#x}, unaligned", request(Cmd.UPDATE_RINDEX, index + entry, flags=flags)
         )
+    # Its places are not aligned either, and are found by name alone.
+    unaligned = rindex("LS", path, 6 * MIB + 512)
+    host.quietly(request(Cmd.FORMAT_RINDEX, unaligned))
+    at_first = request(Cmd.LOOKUP_RINDEX, unaligned + rentry("", 8 * MIB + 512), flags=1)
+    host.ask("a place of an unaligned index", at_first)
 
 
 def releases(stage: Stage) -> None:
@@ -171,6 +176,7 @@ def careful(stage: Stage) -> None:
             ours=["result -230, data2 0, flags 0x1 seq 0, length 96", empty, "then open"],
         ),
     )
+    _value_blocks(stage)
     host.ask(
         "an error of GET_LVB that was to send bytes",
         request(Cmd.GET_LVB, name(1), data2=16),
@@ -179,6 +185,61 @@ def careful(stage: Stage) -> None:
             "3.8.5 announces bytes that it does not send, and its client waits for them",
             real=["result -2, data2 0, length 48", "then silent"],
             ours=["result -2, data2 0, length 32", "then open"],
+        ),
+    )
+
+
+def _value_blocks(stage: Stage) -> None:
+    """A value block that is asked for when the lease is there already, without one."""
+    host = stage.host("two")
+    path = prepare(stage, host, 2)
+    first, second = host.client("first"), host.client("second")
+    first.quietly(acquire(lease(path, 1, flags=wire.SHARED)))
+    second.ask("shared, with a block", acquire(lease(path, 1, flags=wire.SHARED), flags=1))
+    first.quietly(acquire(lease(path, 2, flags=wire.PERSISTENT)))
+    first.kill()
+    second.ask("an orphan, with a block", acquire(lease(path, 2), flags=3))
+    block = "  512 bytes: "
+    for number in (1, 2):
+        host.ask(
+            f"the block of R{number}",
+            request(Cmd.GET_LVB, name(number)),
+            differs=Differs(
+                "3.8.5 reads a block only with a lease that it acquires",
+                real=["result -22, data2 0, length 32", "then open"],
+                ours=["result 0, data2 0, length 544", block, "then open"],
+            ),
+        )
+
+
+def several(stage: Stage) -> None:
+    """Several leases in one ACQUIRE of which the first is not to be had."""
+    host = stage.host("one")
+    path = prepare(stage, host, 2)
+    client = host.client("client")
+    wrong = lease(path, 1, flags=wire.LVER, lver=9)
+    client.ask("the first has another lver", acquire(wrong, lease(path, 2)))
+    client.ask("nothing is held", inquire())
+    leader = struct.unpack("<Q", areas.read(path, 2 * MIB + 48, 8))
+    stage.see(
+        "lver of the second on the disk",
+        [str(leader[0])],
+        differs=Differs(
+            "ours tries for all at once, and gives back what it has got",
+            real=["0"],
+            ours=["1"],
+        ),
+    )
+    wide = stage.file("wide", 8)
+    large = wire.lease("LS", "W", wide, 0, flags=wire.SIZES_4K_8M)
+    host.quietly(request(Cmd.WRITE_RESOURCE, large))
+    client.ask(
+        "sectors of another size than the lockspace's",
+        acquire(large),
+        differs=Differs(
+            "3.8.5 looks for the ballots as if it had the lockspace's sector size",
+            real=["result -214, data2 0, length 32", "then open"],
+            ours=["result 0, data2 0, length 32", "then open"],
         ),
     )
 
@@ -194,4 +255,4 @@ def _unopened(kind: str, count: int) -> Differs:
     )
 
 
-SCRIPTS = (echoes, orders, releases, files, careful)
+SCRIPTS = (echoes, orders, releases, files, careful, several)
