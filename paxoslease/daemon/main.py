@@ -110,6 +110,7 @@ class Started:
 def run(options: DaemonOptions) -> int:
     """Run a daemon until it is shut down; returns the exit code."""
     go_on_as_helper()
+    _name_program_in_full()
     # A client that hangs up is an error of one call, also where the program was started like C's.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     handed_over = handover.receive()
@@ -136,6 +137,14 @@ def run(options: DaemonOptions) -> int:
         started.directory.close()
         log.detach()
     return 0 if end is _End.SHUT_DOWN else _NOT_STARTED
+
+
+def _name_program_in_full() -> None:
+    """Let the program be found when it is executed again, from whatever directory."""
+    for index, word in enumerate(sys.orig_argv):
+        if word == sys.argv[0] and os.path.exists(word):
+            sys.orig_argv[index] = os.path.abspath(word)
+            return
 
 
 def _stop_plainly() -> None:

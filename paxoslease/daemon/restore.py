@@ -354,9 +354,18 @@ async def _settle(daemon: Daemon, entry: Entry, what: str, lease: LeaseState | N
     assert membership is not None
     places = [(os.fsdecode(disk.path), disk.offset) for disk in entry.resource.disks]
     is_used = what == "convert"
-    # A lease whose value block has to be written yet is kept, and then released with it.
-    keep = is_used or (what == "release" and entry.is_lvb_dirty and not entry.shared)
     before = None if what == "acquire" else lease
+    # A lease whose value block has to be written yet is kept, and then released with it. How one
+    # was held that could not be noted nobody knows: all of it is given up.
+    keep = before is not None and (
+        is_used or (what == "release" and entry.is_lvb_dirty and not entry.shared)
+    )
+    if is_used and not keep:
+        # Before anything is given up.
+        users = [token.client for token in entry.tokens]
+        _kill(users)
+        for client in users:
+            await client.ended.wait()
     try:
         holding = await surely_in_thread(
             lambda: membership.leases.start_settle(

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from paxoslease.client import Connection
-from paxoslease.wire.sanlock import Config, Disk, Lockspace, Resource, ResourceFlag
+from paxoslease.daemon.journal import Journal, read_journal
+from paxoslease.wire.sanlock import AcquireFlag, Config, Disk, Lockspace, Resource, ResourceFlag
 from tests.compat.peer import wait_until
 from tests.daemon.agent import Refused
 from tests.daemon.daemons import REPOSITORY
@@ -45,6 +46,13 @@ class HangingDisk:
     def hang(self) -> None:
         """Answer nothing from now on, not even who opens the file."""
         self._process.send_signal(signal.SIGSTOP)
+        wait_until(self._stands_still, 10, "the file system hangs")
+
+    def _stands_still(self) -> bool:
+        tasks = Path(f"/proc/{self._process.pid}/task").iterdir()
+        return all(
+            (task / "stat").read_text().rpartition(")")[2].split()[0] == "T" for task in tasks
+        )
 
     def slow_down(self, delay_s: float) -> None:
         """Let every read and write take up to so much longer."""
@@ -289,3 +297,34 @@ def test_number_of_a_client_that_another_has(host: RestartedHost, how: str) -> N
         stranger.wait()
         os.close(writer)
     host.until(lambda: host.log_has("lockspace gone"), "the child's end is the client's")
+
+
+@pytest.mark.parametrize("doing", ["convert", "release"])
+def test_lease_that_was_not_to_be_noted_is_given_up(host: RestartedHost, doing: str) -> None:
+    """Something was done with a lease of which it is not known how it was held before."""
+    agent, other = host.agent(), host.agent()
+    resource = host.resource(0)
+    agent("acquire", resources=[resource], flags=int(AcquireFlag.LVB))
+    agent("set_lvb", resource=resource, value="changed")
+    host.crash()
+    path = str(host.daemon.run_dir / "paxoslease.state")
+    noted = read_journal(path)
+    assert noted is not None
+    (key,) = (key for key in noted if key.startswith("e"))
+    noted[key] |= {"doing": doing, "lease": None}
+    if doing == "release":
+        noted[key]["tokens"] = []
+    Journal(path, noted).begin()
+    host.start()
+    if doing == "convert":
+        assert await_end(agent) == -signal.SIGKILL
+
+    def is_free() -> bool:
+        try:
+            other("acquire", resources=[resource])
+        except Refused:
+            return False
+        return True
+
+    host.until(is_free, "the lease is free")
+    host.exec()

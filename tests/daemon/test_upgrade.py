@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
+import signal
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from paxoslease.client import Connection
+from tests.compat.peer import wait_until
 from tests.daemon import daemons
 from tests.daemon.restart_rig import RestartedHost
 
@@ -101,3 +108,27 @@ def test_program_that_does_not_start_is_not_executed(installed: Installed) -> No
     assert host.starts() == 1
     assert set(agent("held")) == {"r0"}
     agent("release", resources=[host.resource(0)])
+
+
+def test_program_that_was_named_from_where_it_began(tmp_path: Path) -> None:
+    """A daemon in the background has left the directory from which its program was named."""
+    program = Path(daemons.OUR_SANLOCK)
+    run_dir = tmp_path / "run"
+    environment = {**os.environ, "SANLOCK_RUN_DIR": str(run_dir), "SANLOCK_PRIVILEGED": "0"}
+    command = [f"./{program.name}", "daemon", *daemons.QUIET[1:], "-U", "root", "-G", "root"]
+    subprocess.run(command, cwd=program.parent, env=environment, check=True, timeout=30)
+    pid = int((run_dir / "sanlock.pid").read_text())
+    pidfd = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGUSR2)
+        arguments = Path(f"/proc/{pid}/cmdline")
+        wait_until(lambda: bytes(program) in arguments.read_bytes(), 20, "it is executed anew")
+        with Connection(str(run_dir), timeout_s=20) as connection:
+            connection.shutdown()
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        assert poll.poll(20_000)
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
