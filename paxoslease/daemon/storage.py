@@ -22,7 +22,7 @@ from paxoslease.daemon.refusal import Refusal, number_of
 from paxoslease.daemon.spaces import Space
 from paxoslease.disk.direct import DirectFile
 from paxoslease.disk.layout import Area, Sizes, check_sizes, default_sizes
-from paxoslease.disk.records import Leader, cut_name
+from paxoslease.disk.records import Leader
 from paxoslease.engine.host import engine
 from paxoslease.errors import ConfigError, PaxosleaseError, StorageError
 from paxoslease.protocol import formatting, reading, requests
@@ -144,7 +144,7 @@ async def read_lockspace(daemon: Daemon, call: Call) -> None:
         await call.reply(number_of(error), 0, call.payload)
         return
     found = wanted._replace(
-        name=cut_name(leader.space_name),
+        name=leader.space_name,
         host_id=wanted.host_id or 1,
         flags=_flags_found(wanted.flags, leader),
     )
@@ -197,8 +197,8 @@ async def read_resource(daemon: Daemon, call: Call) -> None:
         await call.reply(number_of(error), 0, call.payload[: wire.RESOURCE_BYTES])
         return
     found = wanted._replace(
-        lockspace=cut_name(leader.space_name),
-        name=cut_name(leader.resource_name),
+        lockspace=leader.space_name,
+        name=leader.resource_name,
         lver=leader.lver,
         flags=_flags_found(wanted.flags, leader),
     )

@@ -243,13 +243,13 @@ class Host:
             [SANLOCK, *words], env=self.daemon.env, capture_output=True, text=True, timeout=110
         )
         took_s = time.monotonic() - begin
-        printed = [self._printed(line) for line in done.stdout.splitlines()]
+        printed = [self.printed(line) for line in done.stdout.splitlines()]
         lines = [f"exit {done.returncode}", *printed]
         lines += [f"stderr: {line}" for line in done.stderr.splitlines()]
         self.stage.see(step, lines, took_s, differs)
         return done.stdout
 
-    def _printed(self, line: str) -> str:
+    def printed(self, line: str) -> str:
         """Mask what varies in a line of the command: pids, times, items of `-D`."""
         masks = self.stage.masks
         if line.startswith("    ") and "=" in line:
@@ -322,8 +322,7 @@ class Client:
         """Ask on a connection and note the outcome."""
         self.host.stage.before_step()
         begin = time.monotonic()
-        value = self._call("ask", at=at, data=data.hex(), limit_s=limit_s, probes=probes)
-        outcome = Outcome(*self._outcome(value))
+        outcome = self.outcome(data, at=at, limit_s=limit_s, probes=probes)
         self.host._note(step, data, outcome, time.monotonic() - begin, differs)
         return outcome.reply
 
@@ -331,8 +330,14 @@ class Client:
         self, data: bytes, *, at: int = 0, limit_s: float = REPLY_S, probes: bool = True
     ) -> bytes:
         """Ask on a connection without taking a note."""
+        return self.outcome(data, at=at, limit_s=limit_s, probes=probes).reply
+
+    def outcome(
+        self, data: bytes, *, at: int = 0, limit_s: float = REPLY_S, probes: bool = True
+    ) -> Outcome:
+        """Ask on a connection without taking a note; return all of what came of it."""
         value = self._call("ask", at=at, data=data.hex(), limit_s=limit_s, probes=probes)
-        return self._outcome(value)[0]
+        return Outcome(*self._outcome(value))
 
     def send(self, data: bytes, *, at: int = 0) -> None:
         """Send bytes and do not wait."""

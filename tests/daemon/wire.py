@@ -256,9 +256,13 @@ class Masks:
         """Show neither last commands nor client names: a restart sets them back."""
         self._more_varying = frozenset({"cmd_last"})
 
+    def hide(self, key: str) -> None:
+        """Never show an item of the status texts."""
+        self._more_varying |= {key}
+
     def client_name(self, shown: str, pid: str) -> str:
         """Show the display name of a client."""
-        is_reset = self._more_varying and shown == "''"
+        is_reset = "cmd_last" in self._more_varying and shown == "''"
         return repr(pid) if is_reset else shown
 
     def add_text(self, text: str, shown: str) -> None:

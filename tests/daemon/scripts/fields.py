@@ -30,6 +30,11 @@ def echoes(stage: Stage) -> None:
     odd = struct.pack("<48s48s", b"LS\0behind", b"R1\0behind") + numbers + wire.disk(path, MIB)
     for cmd in (Cmd.READ_RESOURCE, Cmd.READ_RESOURCE_OWNERS):
         host.ask(f"{cmd.name}, fields that nobody reads", request(cmd, odd))
+    areas.alter_leader(path, MIB, 56 + 20, b"behind")
+    areas.alter_leader(path, MIB, 104 + 30, b"behind")
+    host.ask("bytes behind the names on the disk", request(Cmd.READ_RESOURCE, lease(path, 1)))
+    areas.alter_leader(path, 0, 56 + 20, b"behind")
+    host.ask("bytes behind the name of a lockspace", request(Cmd.READ_LOCKSPACE, space))
 
 
 def orders(stage: Stage) -> None:
