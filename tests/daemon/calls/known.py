@@ -18,7 +18,9 @@ Judge = Callable[[Call, Sequence[str], Sequence[str], Sequence[str]], bool]
 
 _EBADF: Final = -9
 # What a dump makes of bytes that are none of a lease.
-_NO_LEASE: Final = re.compile(r" {100,}\S+ \S+ SH$|\d+ {80,}0 \d+ \d+|.* \d{11,} 0 0$")
+_NO_LEASE: Final = re.compile(
+    r" {100,}\S+ \S+ SH$|\d+ {80,}0 \d+ \d+|.* \d{11,} 0 0$|dblock\S+ mbal 0 "
+)
 
 
 def _result(lines: Sequence[str]) -> int | None:
@@ -176,14 +178,18 @@ def _order(call: Call, real: Sequence[str], ours: Sequence[str], disk: Sequence[
     """Whether leases that were acquired together are told in another order."""
     if _cmd(call) not in (Cmd.INQUIRE, Cmd.STATUS):
         return False
-    return sorted(" ".join(real).split()) == sorted(" ".join(ours).split())
+    words = [sorted(re.split(r"[\s'\\]+|x00", " ".join(lines))) for lines in (real, ours)]
+    return words[0] == words[1]
 
 
 def _restrictions(
     call: Call, real: Sequence[str], ours: Sequence[str], disk: Sequence[str]
 ) -> bool:
     """Whether restrictions are shown for a lease that was acquired in shared mode."""
-    shown = [[re.sub(r"list=held flags=\w+", "", line) for line in lines] for lines in (real, ours)]
+    shown = [
+        [re.sub(r"list=(held|orphan) flags=\w+", "", line) for line in lines]
+        for lines in (real, ours)
+    ]
     return _cmd(call) == Cmd.STATUS and shown[0] == shown[1]
 
 

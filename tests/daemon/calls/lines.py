@@ -180,7 +180,7 @@ class Lines:
         return path
 
     def _name(self, name: bytes) -> bytes:
-        name = name.partition(b"\0")[0]
+        name = name.partition(b"\0")[0].replace(b"\n", b"")
         return name.replace(b":", b"\\:") if self.draw.chance(0.8) else name
 
     def _offset(self, *, may_be_mega: bool = True) -> bytes:
