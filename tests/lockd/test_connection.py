@@ -27,7 +27,7 @@ class Stage:
     def __init__(self, path: Path) -> None:
         self.daemon = Daemon(Settings(places_at(path)), LockTable(), listen(path))
         self.client, end = socket.socketpair()
-        self.client.settimeout(10)
+        self.client.setblocking(False)
         session = Session(self.daemon.table)
         self.connection = Connection(end, session, peer_of(end), 1, self.daemon, LIMIT_S)
         self.daemon.connections[1] = self.connection
@@ -38,12 +38,18 @@ class Stage:
         self.client.close()
         self.connection.close()
         self.daemon.hangups.close()
+        self.daemon.work.end_threads()
         self.daemon.listener.close()
 
     async def ask(self, message: bytes) -> bytes:
         """Send a message and return the answer."""
         self.client.sendall(message)
-        return await asyncio.to_thread(self.client.recv, 4096)
+        return await self.received()
+
+    async def received(self) -> bytes:
+        """Return what comes next, nothing when the daemon has hung up."""
+        async with asyncio.timeout(10):
+            return await asyncio.get_running_loop().sock_recv(self.client, 4096)
 
     @property
     def is_open(self) -> bool:
@@ -68,7 +74,7 @@ def test_half_a_request_has_a_limit(tmp_path: Path) -> None:
         await asyncio.sleep(2 * LIMIT_S)
         assert stage.is_open, "nothing said is no half request"
         stage.client.sendall(REGISTER[:10])
-        assert await asyncio.to_thread(stage.client.recv, 1) == b""
+        assert await stage.received() == b""
         assert not stage.daemon.connections
 
     asyncio.run(on_stage(tmp_path, run))
@@ -90,6 +96,6 @@ def test_half_a_request_of_a_guest_has_none(tmp_path: Path) -> None:
         assert stage.is_open
         assert len(await stage.ask(release[10:])) == 28
         stage.client.sendall(release[:10])
-        assert await asyncio.to_thread(stage.client.recv, 1) == b""
+        assert await stage.received() == b""
 
     asyncio.run(on_stage(tmp_path, run))

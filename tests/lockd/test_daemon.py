@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,21 +34,6 @@ from tests.lockd.outside import is_free
 from tests.lockd.rig import LockDaemon, Raw, await_that, our_daemon, owner_process
 
 REGISTER = pack_call(Register(bytes(16), b"vm", 1, 4242), 0)
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[LockDaemon]:
-    """Give a running daemon."""
-    with our_daemon(tmp_path) as started:
-        yield started
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Give an empty disk image."""
-    path = tmp_path / "disk.img"
-    path.touch()
-    return path
 
 
 def test_the_recorded_conversation(daemon: LockDaemon) -> None:

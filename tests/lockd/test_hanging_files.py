@@ -29,26 +29,11 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[LockDaemon]:
-    """Give a running daemon."""
-    with our_daemon(tmp_path) as started:
-        yield started
-
-
-@pytest.fixture
 def ill(daemon: LockDaemon, tmp_path: Path) -> Iterator[IllFile]:
     """Give a file whose file system hangs when told to; it is well before the daemon must end."""
     (tmp_path / "backing").write_bytes(bytes(512))
     with closing(IllFile(tmp_path, tmp_path / "backing")) as file:
         yield file
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Give an empty disk image on a good file system."""
-    path = tmp_path / "disk.img"
-    path.touch()
-    return path
 
 
 def call_of(procedure: Procedure, path: Path, flags: int = 0) -> bytes:

@@ -79,21 +79,6 @@ def restart(daemon: LockDaemon) -> None:
     assert daemon.process.poll() is None, daemon.log.read_text()
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[LockDaemon]:
-    """Give a running daemon."""
-    with our_daemon(tmp_path) as started:
-        yield started
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Give an empty disk image."""
-    path = tmp_path / "disk.img"
-    path.touch()
-    return path
-
-
 def test_locks_clients_and_rights_survive(daemon: LockDaemon, image: Path, tmp_path: Path) -> None:
     """After two restarts everything is as before, and nobody got in between."""
     directory = bytes(tmp_path / "space")

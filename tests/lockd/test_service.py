@@ -29,14 +29,6 @@ def start(*options: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Give an empty disk image."""
-    path = tmp_path / "disk.img"
-    path.touch()
-    return path
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_the_end_stops_whoever_relies_on_locks(tmp_path: Path, image: Path, number: int) -> None:
     """A guest that holds a lock is stopped, one that holds none is not, nothing is left behind."""

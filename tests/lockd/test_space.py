@@ -32,14 +32,6 @@ def table() -> Iterator[LockTable]:
         leave(made, owner)
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Give an empty disk image."""
-    path = tmp_path / "disk.img"
-    path.touch()
-    return path
-
-
 def leave(table: LockTable, owner: int) -> int:
     """Let an owner leave; return how many resources it had."""
     drops = table.release_owner(owner)

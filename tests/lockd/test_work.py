@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from paxoslease.lockd.work import Operation, Turn, Work, on_files
+from tests.lockd.rig import await_that
 
 LIMIT_S = 20.0
 
@@ -17,6 +18,12 @@ LIMIT_S = 20.0
 def threads() -> int:
     """Return how many threads this process has beside the main one."""
     return len(os.listdir("/proc/self/task")) - 1
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> None:
+    """Begin when the threads of earlier tests have ended."""
+    await_that(lambda: not threads(), "there is one thread")
 
 
 async def until(condition: Callable[[], bool]) -> None:
