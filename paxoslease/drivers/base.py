@@ -26,7 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
 from types import TracebackType
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import ClassVar, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 from uuid import UUID
 
 from paxoslease.drivers.errors import ActionUnsupported, LeaseRequired, StateInvalid
@@ -125,6 +125,35 @@ class Registration(ABC):
         """Leave the connection open in the program that this process becomes, for its life."""
         if self.fileno() >= 0:
             os.set_inheritable(self.fileno(), True)
+
+
+class Connection(Protocol):
+    """A connection to a daemon, which ends when it is closed."""
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        ...
+
+    def close(self) -> None:
+        """Hang up."""
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class Connected(Registration, Generic[C]):
+    """A registration that is nothing but a connection to the daemon."""
+
+    def __init__(self, connection: C) -> None:
+        self.connection = connection
+
+    def fileno(self) -> int:
+        """Return the connection's descriptor."""
+        return self.connection.fileno()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.connection.close()
 
 
 class Watch(ABC):

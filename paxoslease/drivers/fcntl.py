@@ -21,6 +21,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 from paxoslease.drivers.base import (
+    Connected,
     Disk,
     Driver,
     FailureAction,
@@ -64,23 +65,8 @@ class _Wanted(NamedTuple):
     lock: ResourceName
 
 
-class _Registered(Registration):
-    """The owner's connection to the lock daemon."""
-
-    def __init__(self, connection: LockConnection) -> None:
-        self.connection = connection
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self.connection.fileno()
-
-    def close(self) -> None:
-        """Hang up: the daemon frees what this process holds, and stops it if that was anything."""
-        self.connection.close()
-
-    def keep_across_exec(self) -> None:
-        """Leave the connection to the program that this process becomes."""
-        self.connection.detach()
+class _Registered(Connected[LockConnection]):
+    """The owner's connection. At its end the daemon frees all locks and stops who had any."""
 
 
 class FcntlDriver(Driver):

@@ -24,6 +24,7 @@ from paxoslease import channel
 from paxoslease.client import Connection
 from paxoslease.drivers import killpath
 from paxoslease.drivers.base import (
+    Connected,
     Disk,
     Driver,
     ExplicitLease,
@@ -104,19 +105,8 @@ class _Wanted(NamedTuple):
         return os.fsdecode(self.lease.lockspace), os.fsdecode(self.lease.name)
 
 
-class _Registered(Registration):
-    """The owner's connection to the lease daemon."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def fileno(self) -> int:
-        """Return the descriptor."""
-        return self.connection.fileno()
-
-    def close(self) -> None:
-        """End the registration; the daemon releases what this process holds."""
-        self.connection.close()
+class _Registered(Connected[Connection]):
+    """The owner's connection. At its end the daemon releases all leases."""
 
 
 class PaxosDriver(Driver):

@@ -112,16 +112,6 @@ class LockConnection:
         """Return the socket's descriptor, -1 when it is closed."""
         return self._socket.fileno()
 
-    def detach(self) -> int:
-        """Return the socket's descriptor, inheritable: the caller owns it from now on.
-
-        For a process that becomes the owner by exec and keeps the connection as long as it lives.
-        """
-        self._socket.setblocking(True)
-        descriptor = self._socket.detach()
-        os.set_inheritable(descriptor, True)
-        return descriptor
-
     # -- the procedures: spec/lock-drivers.md 9
 
     def register(self, owner: Owner) -> None:

@@ -76,19 +76,6 @@ def test_all_procedures(tmp_path: Path) -> None:
             connection.register(OWNER)
 
 
-def test_a_kept_descriptor_is_inheritable(tmp_path: Path) -> None:
-    """What is detached stays connected and open over exec."""
-    with our_daemon(tmp_path) as daemon:
-        connection = LockConnection(daemon.path)
-        connection.register(OWNER)
-        descriptor = connection.detach()
-        assert os.get_inheritable(descriptor)
-        assert os.get_blocking(descriptor)
-        with socket.socket(fileno=descriptor) as kept:
-            kept.sendall(pack_keepalive(Keepalive.PING))
-            assert kept.recv(100) == pack_keepalive(Keepalive.PONG)
-
-
 def test_nobody_there(tmp_path: Path) -> None:
     """No socket, or nobody behind it, is said at once."""
     with pytest.raises(LockDaemonLost, match="No such file") as caught:
