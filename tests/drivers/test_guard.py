@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from paxoslease.drivers.processes import Handle
 from paxoslease.drivers.registry import open_driver
 from tests.cli.tool import COMMAND, await_that, call, refused
 from tests.compat.peer import SanlockHost
+from tests.drivers.counting import CountingGuest
 from tests.drivers.rigs import OurLeaseDaemon, paxos_options, sanlock
 
 LOCKSPACE = "__LIBVIRT__DISKS__"
@@ -25,21 +25,9 @@ DOMAIN = """<domain type='kvm'><name>demo</name>
   <on_lockfailure>{action}</on_lockfailure>
   <devices><disk type='file'><source file='{disk}'/></disk></devices></domain>
 """
-# Says its pid, then counts until it is ended: a guest whose progress can be seen.
-COUNTER = """
-import os, sys, time
-path = sys.argv[1]
-n = 0
-while True:
-    n += 1
-    with open(path + ".new", "w") as file:
-        file.write(f"{os.getpid()} {n}")
-    os.replace(path + ".new", path)
-    time.sleep(0.02)
-"""
 
 
-class Bench:
+class Bench(CountingGuest):
     """A host with a lease daemon and automatic leases, and files for guests."""
 
     def __init__(
@@ -51,7 +39,7 @@ class Bench:
         self.leases.mkdir(exist_ok=True)
         self.disk = directory / "disk.img"
         self.disk.touch()
-        self.progress = directory / f"progress-{host_id}"
+        super().__init__(directory / f"progress-{host_id}")
         self.options: dict[str, Any] = paxos_options(host.run_dir, self.leases, host_id)
         self.driver = open_driver("paxos", **self.options)
 
@@ -71,34 +59,8 @@ class Bench:
     @contextmanager
     def guard(self, *more: object, action: str | None = None) -> Iterator[subprocess.Popen[str]]:
         """Run the counter under a guard; both are gone when the block ends."""
-        command = [*COMMAND, *self.arguments(*more, action=action)]
-        command += [sys.executable, "-c", COUNTER, str(self.progress)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                await_that(lambda: self.progress.exists() or process.poll() is not None, "it runs")
-                assert process.poll() is None
-                yield process
-            finally:
-                process.kill()
-                if self.progress.exists():
-                    with Handle(self.pid) as guest:
-                        guest.signal_group(signal.SIGKILL)
-                        guest.wait_gone(5)
-
-    @property
-    def pid(self) -> int:
-        """Return the pid of the counter."""
-        return int(self.progress.read_text().split()[0])
-
-    @property
-    def count(self) -> int:
-        """Return how far the counter has come."""
-        return int(self.progress.read_text().split()[1])
-
-    def runs(self) -> None:
-        """Wait until the counter has gone on."""
-        before = self.count
-        await_that(lambda: self.count > before, "the guest runs")
+        with self.under(self.arguments(*more, action=action)) as process:
+            yield process
 
     def lose(self) -> None:
         """Let the lockspace fail at once: somebody overwrites this host's record."""

@@ -13,17 +13,17 @@ import pytest
 
 from paxoslease.drivers.processes import Handle
 from tests.cli.tool import COMMAND, await_that, call, refused
-from tests.drivers.test_guard import COUNTER
+from tests.drivers.counting import COUNTER, CountingGuest
 from tests.lockd.rig import LockDaemon, our_daemon
 
 
-class Bench:
+class Bench(CountingGuest):
     """A lock daemon that can be ended and started again, and a guest."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self.directory = directory
         self._stack = stack
-        self.progress = directory / "progress"
+        super().__init__(directory / "progress")
         self.disk = directory / "disk.img"
         self.disk.touch()
         self.start_daemon()
@@ -41,33 +41,8 @@ class Bench:
     @contextmanager
     def guard(self, *more: object) -> Iterator[subprocess.Popen[str]]:
         """Run the counter under a guard; both are gone when the block ends."""
-        command = [*COMMAND, *self.arguments(*more)]
-        command += [sys.executable, "-c", COUNTER, str(self.progress)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                await_that(lambda: self.progress.exists() or process.poll() is not None, "it runs")
-                assert process.poll() is None
-                yield process
-            finally:
-                process.kill()
-                with Handle(self.pid) as guest:
-                    guest.signal_group(signal.SIGKILL)
-                    guest.wait_gone(5)
-
-    @property
-    def pid(self) -> int:
-        """Return the pid of the counter."""
-        return int(self.progress.read_text().split()[0])
-
-    @property
-    def count(self) -> int:
-        """Return how far the counter has come."""
-        return int(self.progress.read_text().split()[1])
-
-    def runs(self) -> None:
-        """Wait until the counter has gone on."""
-        before = self.count
-        await_that(lambda: self.count > before, "the guest runs")
+        with self.under(self.arguments(*more)) as process:
+            yield process
 
 
 @pytest.fixture
