@@ -40,6 +40,7 @@ test: build
 
 check-long: build
 	$(BIN)/pytest -q -m long --timeout 7200 -n 2 --dist worksteal
+	HYPOTHESIS_PROFILE=fresh $(BIN)/pytest -q -n 4 --dist worksteal $$(grep -rl 'from hypothesis' tests --include='test_*.py')
 	$(BIN)/python tools/check_c.py
 	$(BIN)/python tools/fuzz.py --minutes 60
 

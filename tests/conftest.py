@@ -12,6 +12,13 @@ from fcntl import ioctl
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A change is judged by what it changes, so the default suite always tries the same examples.
+# HYPOTHESIS_PROFILE=fresh (and `make check-long`) tries others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("fresh", derandomize=False, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 MakeLoop = Callable[[int, int], str]
 _FIFREEZE = 0xC0045877

@@ -108,6 +108,8 @@ ACTIONS: dict[str, Sequence[Sequence[str]]] = {
         [*SPACE, "-Z", "4096", "-A", "2M"],
         RESOURCE,
         ["-r", "L:R"],
+        ["-r", "L:R:/p:18446744073709551615"],
+        ["-r", "L:R:/p:0:/q:-99999999999999999999"],
         [*RESOURCE, "-h", "1"],
         [*RESOURCE, "-Z", "4096", "-A", "2M"],
     ],

@@ -357,7 +357,7 @@ def restored(data: bytes) -> None:
 async def _restore(directory: str, notes: dict[str, dict[str, Any]]) -> None:
     daemon = _daemon(directory)
 
-    async def resume(wanted: sanlock.Lockspace, state: Any, claim: Any) -> Space:
+    def resume(wanted: sanlock.Lockspace, state: Any, claim: Any) -> Space:
         space = Space(1, wanted, state.timing, daemon.spaces._renewals())
         space.membership = MagicMock()  # the engine takes what it is given
         return space

@@ -14,7 +14,7 @@ from paxoslease.protocol.effects import Gather, Landed, Read, Write
 from tests.system.fake_aio import Bench
 
 SECOND = 1_000_000
-FILES: dict[str, Any] = {"a": SimpleNamespace(path="a"), "b": SimpleNamespace(path="b")}
+FILES: dict[str, Any] = {"a": SimpleNamespace(path="a", fd=3), "b": SimpleNamespace(path="b", fd=4)}
 SECTOR = b"x" * 512
 
 

@@ -89,7 +89,8 @@ def parse_resource(text: bytes) -> Resource:
 def _disk(path: bytes, offset: bytes, *, is_first: bool) -> Disk:
     if not 0 < len(path) < PATH_BYTES or not _NUMBER.match(offset):
         raise ResourceUnreadable(-1)
-    return Disk(path, _offset(offset) if is_first else to_long(offset) & _U64)
+    is_mega = is_first and b"M" in offset
+    return Disk(path, _offset(offset) if is_mega else to_unsigned(offset))
 
 
 def _hidden_colons(text: bytes, colons: int) -> tuple[bytes, ...]:
