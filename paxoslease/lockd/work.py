@@ -87,6 +87,7 @@ class Work:
 
     def __init__(self, settled: Callable[[], None]) -> None:
         self.count = 0
+        self._others = tasks()
         self._settled = settled
         self._loop = asyncio.get_running_loop()
         self._threads = _Threads(self._loop)
@@ -157,16 +158,21 @@ class Work:
     def end_threads(self) -> None:
         """End all threads, when no operation is under way; they come back when they are needed.
 
-        Raises OSError when the process still has more than one thread after that.
+        Raises OSError when the process still has more threads after that than it began with.
         """
         assert not self.count
         self._threads.end()
         end_s = time.monotonic() + _THREADS_END_LIMIT_S
         # Not join(): a thread that was joined may still share the table of descriptors.
-        while len(os.listdir("/proc/self/task")) > 1:
+        while tasks() - self._others:
             if time.monotonic() > end_s:
                 raise OSError(errno.EBUSY, "a thread does not end")
             time.sleep(_LOOK_AGAIN_S)
+
+
+def tasks() -> set[str]:
+    """Return the kernel's numbers of this process's threads."""
+    return set(os.listdir("/proc/self/task"))
 
 
 class _Threads:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 
 import pytest
 
-from paxoslease.lockd.work import Operation, Turn, Work, on_files
-from tests.lockd.rig import await_that
+from paxoslease.lockd.work import Operation, Turn, Work, on_files, tasks
 
 LIMIT_S = 20.0
 
 
+_others: set[str] = set()
+
+
 def threads() -> int:
-    """Return how many threads this process has beside the main one."""
-    return len(os.listdir("/proc/self/task")) - 1
+    """Return how many threads there are that were not there when the test began."""
+    return len(tasks() - _others)
 
 
 @pytest.fixture(autouse=True)
-def _alone() -> None:
-    """Begin when the threads of earlier tests have ended."""
-    await_that(lambda: not threads(), "there is one thread")
+def _count_anew() -> None:
+    """Leave the threads of others out of account: earlier tests' and the runner's."""
+    _others.clear()
+    _others.update(tasks())
 
 
 async def until(condition: Callable[[], bool]) -> None:
