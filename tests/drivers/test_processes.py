@@ -63,7 +63,8 @@ def test_a_process_in_another_group_is_signalled_alone() -> None:
     with family(leads=False) as (parent, child), processes.Handle(parent.pid) as guest:
         guest.signal_group(signal.SIGSTOP)
         assert guest.wait_stopped()
-        assert (state(parent.pid), state(child)) == ("T", "S")
+        assert state(parent.pid) == "T"
+        assert state(child) in "RS"
 
 
 def test_what_has_ended_is_not_signalled() -> None:
