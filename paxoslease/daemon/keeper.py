@@ -294,7 +294,7 @@ class Store:
             "kept": {key.hex(): fds for key, fds in self._kept.items()},
             "expiries": {key.hex(): time_us for key, time_us in self._expiries.items()},
             "margins": {key.hex(): time_us for key, time_us in self._margins.items()},
-            "stale": [key.hex() for key in self._stale],
+            "stale": [key.hex() for key in sorted(self._stale)],
             "is_over": self._is_over,
         }
 
