@@ -168,19 +168,6 @@ def careful(stage: Stage) -> None:
             ],
         ),
     )
-    index = rindex("LS", path, 5 * MIB)
-    empty = "  rentry '' offset=0 flags=0 unused=0"
-    host.quietly(request(Cmd.FORMAT_RINDEX, index))
-    areas.write(path, 5 * MIB + 12, struct.pack("<I", 4 * MIB))
-    host.ask(
-        "an index with sizes that no format has",
-        request(Cmd.LOOKUP_RINDEX, index + rentry("ra"), flags=1),
-        differs=Differs(
-            "3.8.5 goes by them",
-            real=["result -2, data2 0, flags 0x1 seq 0, length 96", empty, "then open"],
-            ours=["result -230, data2 0, flags 0x1 seq 0, length 96", empty, "then open"],
-        ),
-    )
     _value_blocks(stage)
     host.ask(
         "an error of GET_LVB that was to send bytes",
